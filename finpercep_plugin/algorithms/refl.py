@@ -1,0 +1,162 @@
+"""ReFL: reward feedback learning through one late sampler step (METHOD.md §5; supplement Eq. 1-2; Xu et al. 2023, Algorithm 1)."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+
+import torch
+
+from finpercep_plugin.generators.condition import Condition
+from finpercep_plugin.registry import ALGORITHMS
+from finpercep_plugin.rng import keyed_numpy, keyed_randn, keyed_torch
+from finpercep_plugin.rollout import rollout, sampler_steps, step_x0
+
+__all__ = ['ReFL', 'refl_objective']
+
+
+def refl_objective(
+    reward: torch.Tensor,
+    pretrain_mse: torch.Tensor,
+    weight: float = 1e-3,
+    margin: float = 2.0,
+    pretrain_weight: float = 1.0,
+) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+    """`L = weight * mean(relu(margin - R)) + pretrain_weight * mean(MSE)`.
+
+    Args:
+        reward: (B,) R, higher better.
+        pretrain_mse: (B,) error of the noise prediction on pre-training data.
+        weight: lambda.
+        margin: rewards above it no longer pull.
+        pretrain_weight: of the second term.
+
+    Returns:
+        the loss, a scalar, and diagnostics, detached scalars: both weighted terms, reward mean and std, share of samples below the margin.
+
+    >>> loss, seen = refl_objective(torch.tensor([1.0, 3.0]), torch.tensor([0.2, 0.4]), weight=0.1)
+    >>> round(loss.item(), 4), round(seen['below_margin'].item(), 2)
+    (0.35, 0.5)
+    """
+    reward, pretrain_mse = reward.float(), pretrain_mse.float()
+    l_reward = weight * torch.relu(margin - reward).mean()
+    l_pretrain = pretrain_weight * pretrain_mse.mean()
+    diagnostics = {
+        'l_reward': l_reward,
+        'l_pretrain': l_pretrain,
+        'reward': reward.mean(),
+        'reward_std': reward.std(unbiased=False),
+        'below_margin': (reward < margin).float().mean(),
+    }
+    return l_reward + l_pretrain, {name: value.detach() for name, value in diagnostics.items()}
+
+
+@ALGORITHMS.register('ReFL')
+class ReFL:
+    """Fine-tunes a generator towards a differentiable reward.
+
+    Each iteration samples one step index k for all ranks, runs the sampler to k without gradient, predicts the clean image at k with gradient, and
+    adds the noise-prediction error on the same gt. A one-step generator has k = 0.
+
+    Args:
+        k_start: first step index that may be k; None: the last quarter of the sampler begins there.
+        k_end: last one, inclusive; None: the sampler's last step.
+        weight: lambda of the reward term.
+        margin: of the hinge phi(R) = relu(margin - R).
+        pretrain_weight: of the noise-prediction error; 0 leaves it out.
+        guidance: of the rollout and of the step with gradient.
+        steps: length of the rollout's sampler; None: the generator's own.
+        eta: noise of the rollout's steps, 0 (DDIM) .. 1 (DDPM); eps and v only.
+    """
+
+    def __init__(
+        self,
+        k_start: Optional[int] = None,
+        k_end: Optional[int] = None,
+        weight: float = 1e-3,
+        margin: float = 2.0,
+        pretrain_weight: float = 1.0,
+        guidance: float = 1.0,
+        steps: Optional[int] = None,
+        eta: float = 0.0,
+    ):
+        self.k_start, self.k_end = k_start, k_end
+        self.weight, self.margin, self.pretrain_weight = weight, margin, pretrain_weight
+        self.guidance, self.steps, self.eta = guidance, steps, eta
+
+    def window(self, generator: Any) -> Tuple[int, int]:
+        """(first, last) step index that may be k, for this generator; call it before training to find a wrong setting early.
+
+        Raises:
+            ValueError: the range does not lie inside the sampler, is empty, or eta is not defined for the generator.
+        """
+        number = len(sampler_steps(generator, self.steps))
+        first = 3 * number // 4 if self.k_start is None else self.k_start
+        last = number - 1 if self.k_end is None else self.k_end
+        if last >= number:
+            raise ValueError(
+                f'ReFL: k_end = {last}, but the sampler has {number} step{"s" if number > 1 else ""}, indices 0..{number - 1}'
+            )
+        if not 0 <= first <= last:
+            raise ValueError(f'ReFL: needs 0 <= k_start <= k_end, got k_start = {first}, k_end = {last}')
+        if self.eta and generator.prediction == 'flow':
+            raise ValueError(
+                f'ReFL: eta is defined for eps and v models; a flow generator needs eta = 0, got {self.eta}'
+            )
+        return first, last
+
+    def loss(
+        self,
+        generator: Any,
+        cond: Condition,
+        gt: torch.Tensor,
+        reward_fn: Callable[..., Any],
+        seed: int,
+        iteration: int,
+        samples: Sequence[int],
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        """Loss of a batch, its mean over samples; the mean over equal parts of a batch is the loss of the whole.
+
+        Args:
+            generator: in training.
+            cond: B conditions.
+            gt: (B, 3, H, W), [0, 1].
+            reward_fn: (sr, lq=, gt=, prompt=) -> RewardOutput, with gradient.
+            seed: of the run.
+            iteration: of the run; k is drawn from (seed, iteration).
+            samples: B global sample indices; every other draw is keyed on them.
+
+        Returns:
+            the loss and its diagnostics: those of `refl_objective`, `k`, and the mean of each reward term as `reward_<name>`.
+        """
+        first, last = self.window(generator)
+        k = int(keyed_numpy(seed, iteration, 'refl k').integers(first, last + 1))
+        sr = self._sample(generator, cond, k, seed, iteration, samples)
+        output = reward_fn(sr, lq=cond.lq, gt=gt, prompt=generator.prompts(cond))
+        mse = self._pretrain_mse(generator, cond, gt, seed, iteration, samples)
+        loss, diagnostics = refl_objective(output.score, mse, self.weight, self.margin, self.pretrain_weight)
+        diagnostics['k'] = torch.tensor(float(k))
+        diagnostics.update({f'reward_{name}': value.detach().float().mean() for name, value in output.terms.items()})
+        return loss, diagnostics
+
+    def _sample(
+        self, generator: Any, cond: Condition, k: int, seed: int, iteration: int, samples: Sequence[int]
+    ) -> torch.Tensor:
+        """sr (B, 3, H, W) as seen at step k; gradient reaches the generator through that step and the decode."""
+        shape, device = generator.latent_shape(cond), cond.lq.device
+
+        def draw(index: int) -> torch.Tensor:
+            return keyed_randn(shape, samples, seed, iteration, 'refl step', index, device=device)
+
+        noise = keyed_randn(shape, samples, seed, iteration, 'refl start', device=device)
+        trajectory = rollout(generator, cond, noise, k, self.steps, self.guidance, self.eta, draw)
+        return generator.decode(step_x0(generator, trajectory.latents[-1], k, cond, self.steps, self.guidance), cond)
+
+    def _pretrain_mse(
+        self, generator: Any, cond: Condition, gt: torch.Tensor, seed: int, iteration: int, samples: Sequence[int]
+    ) -> torch.Tensor:
+        if self.pretrain_weight == 0:
+            return gt.new_zeros(len(gt))
+        shape, device = generator.latent_shape(cond), gt.device
+        noise = keyed_randn(shape, samples, seed, iteration, 'pretrain noise', device=device)
+        t = [generator.draw_t(keyed_torch(seed, iteration, 'pretrain t', int(i))) for i in samples]
+        return generator.pretrain_loss(gt, cond, noise, torch.stack(t))

@@ -1,0 +1,207 @@
+"""The ViT that FinPercep-RM reads an image with: an open_clip vision tower, features of chosen blocks at any image size (METHOD.md §1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ['Adapter', 'ClipEncoder', 'SmallViT', 'build_small_vit', 'load_clip', 'pad_to_multiple', 'resize_positions']
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+ANTONYMS = ('Good photo.', 'Bad photo.')
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallViT:
+    """Size of the from-scratch preset.
+
+    Attributes:
+        size: image side in pixels that the position embedding is made for; other sizes are interpolated.
+        patch: patch side in pixels, even where there is a stem.
+        width: token width.
+        depth: number of blocks.
+        heads: attention heads.
+        stem: channels of a convolutional stem at stride 2 in front of the patch embedding, whose output is f_1; 0 for none.
+    """
+
+    size: int = 96
+    patch: int = 8
+    width: int = 128
+    depth: int = 6
+    heads: int = 4
+    stem: int = 32
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Replicate-pad (B, C, H, W) at the right and the bottom to multiples of `multiple`.
+
+    >>> pad_to_multiple(torch.zeros(1, 3, 15, 28), 14).shape
+    torch.Size([1, 3, 28, 28])
+    """
+    bottom, right = -image.shape[-2] % multiple, -image.shape[-1] % multiple
+    return F.pad(image, (0, right, 0, bottom), mode='replicate') if bottom or right else image
+
+
+def resize_positions(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A ViT's position embedding (1 + g * g, C) for another patch grid (bicubic; the class token's row is kept).
+
+    Returns:
+        (1 + grid[0] * grid[1], C); the same tensor where the grid is the native one.
+    """
+    side = round((len(embedding) - 1) ** 0.5)
+    if grid == (side, side):
+        return embedding
+    patches = embedding[1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, size=grid, mode='bicubic', align_corners=False)
+    return torch.cat([embedding[:1], patches.flatten(2).transpose(1, 2)[0].to(embedding.dtype)])
+
+
+class Adapter(nn.Module):
+    """Residual bottleneck after a transformer block (Houlsby et al. 2019), zero at birth through its last layer only."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, hidden)
+        self.up = nn.Linear(hidden, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.up(F.gelu(self.down(self.norm(tokens))))
+
+
+class ClipEncoder(nn.Module):
+    """Features of chosen blocks of an open_clip `VisionTransformer`.
+
+    Args:
+        visual: the vision tower (its class token and projection are kept: CLIP-IQA needs them).
+        layers: 1-based numbers of the blocks whose outputs are features.
+        stem: stride-2 network in front of `visual.conv1`; its output is then the first feature.
+
+    Attributes:
+        patch: patch side in pixels.
+        channels: channels of each feature, finest first.
+    """
+
+    def __init__(self, visual: nn.Module, layers: Sequence[int], stem: nn.Module | None = None, stem_channels: int = 0):
+        super().__init__()
+        depth = len(visual.transformer.resblocks)
+        if not layers or min(layers) < 1 or max(layers) > depth or list(layers) != sorted(set(layers)):
+            raise ValueError(f'layers: expected ascending 1-based block numbers up to {depth}, got {tuple(layers)}')
+        self.visual, self.stem, self.layers = visual, stem, tuple(layers)
+        self.patch = visual.conv1.kernel_size[0] * (2 if stem is not None else 1)
+        self.width = visual.positional_embedding.shape[1]
+        self.channels = ([stem_channels] if stem is not None else []) + [self.width] * len(layers)
+        self.adapters = nn.ModuleList()
+        self.register_buffer('mean', torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
+
+    def add_adapters(self, hidden: int) -> None:
+        """An `Adapter` of this hidden width after every block."""
+        self.adapters = nn.ModuleList(Adapter(self.width, hidden) for _ in self.visual.transformer.resblocks)
+
+    def forward(self, image: Tensor, adapters: bool = True) -> tuple[list[Tensor], Tensor]:
+        """
+        Args:
+            image: (B, 3, H, W), RGB, [0, 1], H and W multiples of `patch`.
+            adapters: False runs the encoder as it was before `add_adapters`.
+
+        Returns:
+            features: [(B, C_i, h, w)], the grid h = H / patch, but H / 2 for the stem's.
+            embedding: (B, D), the projected class token.
+        """
+        x = (image - self.mean) / self.std
+        features = []
+        if self.stem is not None:
+            x = self.stem(x)
+            features.append(x)
+        x = self.visual.conv1(x)
+        grid = (x.shape[-2], x.shape[-1])
+        tokens = x.flatten(2).transpose(1, 2)
+        classes = self.visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+        tokens = torch.cat([classes, tokens], dim=1)
+        tokens = tokens + resize_positions(self.visual.positional_embedding, grid).to(tokens.dtype)
+        tokens = self.visual.ln_pre(tokens)
+        blocks = self.visual.transformer.resblocks
+        # Up to open_clip 2.24 the blocks take (length, batch, channels).
+        batch_first = getattr(self.visual.transformer, 'batch_first', False)
+        for number, block in enumerate(blocks, 1):
+            tokens = block(tokens) if batch_first else block(tokens.transpose(0, 1)).transpose(0, 1)
+            if adapters and len(self.adapters):
+                tokens = self.adapters[number - 1](tokens)
+            if number in self.layers:
+                features.append(tokens[:, 1:].transpose(1, 2).unflatten(2, grid))
+        embedding = self.visual.ln_post(tokens[:, 0])
+        return features, embedding if self.visual.proj is None else embedding @ self.visual.proj
+
+
+def build_small_vit(size: SmallViT) -> ClipEncoder:
+    """The from-scratch preset: open_clip's own VisionTransformer at a small size, features {stem, depth/3, 2 depth/3, depth}."""
+    from open_clip.transformer import VisionTransformer
+
+    visual = VisionTransformer(
+        image_size=size.size,
+        patch_size=size.patch,
+        width=size.width,
+        layers=size.depth,
+        heads=size.heads,
+        mlp_ratio=4.0,
+        output_dim=size.width,
+    )
+    thirds = sorted({max(1, round(size.depth * i / 3)) for i in (1, 2, 3)})
+    if not size.stem:
+        return ClipEncoder(visual, sorted({1, *thirds}))
+    stem = nn.Sequential(
+        nn.Conv2d(3, size.stem, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(size.stem, size.stem, 3, stride=2, padding=1),
+        nn.GELU(),
+        nn.Conv2d(size.stem, size.stem, 3, padding=1),
+        nn.GELU(),
+    )
+    visual.conv1 = nn.Conv2d(size.stem, size.width, size.patch // 2, stride=size.patch // 2, bias=False)
+    return ClipEncoder(visual, thirds, stem, size.stem)
+
+
+def load_clip(name: str, pretrained: str | None, layers: Sequence[int]) -> tuple[ClipEncoder, Tensor]:
+    """An open_clip vision tower and the text embeddings of CLIP-IQA's antonyms.
+
+    Args:
+        name: open_clip model; for OpenAI weights one that ends in '-quickgelu'.
+        pretrained: open_clip tag ('openai') or a local weight file; None leaves random weights, to be loaded over.
+        layers: see `ClipEncoder`.
+
+    Returns:
+        the encoder; (2, D) unit text embeddings of 'Good photo.' and 'Bad photo.'.
+
+    Raises:
+        ValueError: no such model, one that is no plain ViT, or OpenAI weights for a model that would run them with the wrong activation.
+        FileNotFoundError: the weights are neither at the path nor to be had from the hub.
+    """
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise ValueError(f'backbone: open_clip has no model {name!r}; `open_clip.list_models()` lists them')
+    if pretrained and Path(pretrained).suffix and not Path(pretrained).is_file():
+        raise FileNotFoundError(f'pretrained: weights of {name} not found at {Path(pretrained).absolute()}')
+    if pretrained == 'openai' and not name.endswith('-quickgelu'):
+        raise ValueError(f'backbone: OpenAI weights need the quick GELU they were trained with: use {name}-quickgelu')
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f'pretrained: {pretrained!r} weights of {name} could not be loaded ({type(error).__name__}: {error}); '
+            'give the path of a downloaded open_clip weight file instead'
+        ) from error
+    if not hasattr(model.visual, 'conv1') or not hasattr(model.visual, 'positional_embedding'):
+        raise ValueError(f'backbone: {name} is not a plain ViT ({type(model.visual).__name__}); use a ViT-* model')
+    with torch.no_grad():
+        text = F.normalize(model.encode_text(open_clip.get_tokenizer(name)(list(ANTONYMS))).float(), dim=-1)
+    return ClipEncoder(model.visual, layers), text

@@ -1,0 +1,109 @@
+"""What an FGR set is on disk; the builder writes it, the dataset and `verify` read it.
+
+A folder with `data.mdb` (`lmdb_io`) and `meta.json`. Sample i has the key `i` in eight digits, and in the store, under `<key>/<part>`::
+
+    lq gt sr   8-bit RGB PNG
+    mask       8-bit grey PNG, 255 = sr, in between on a feathered edge; syn = mask * sr + (1 - mask) * gt is not stored
+    pixel      16-bit grey PNG of |syn - gt|, mean over channels;  raw value = stored / 65535
+    feature    16-bit grey PNG of 1 - cos of the features;         raw value = 2 * stored / 65535
+    record     JSON: photo, crop, degradation, producer, mask, seed, histograms of the two terms, SHA-256 of the parts
+
+`meta.json`: format version, build options, the photos and those skipped, number of samples, p99 of each term over the set, the photo of each
+sample. It is replaced atomically; `complete: false` marks a build that has to be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+__all__ = [
+    'FORMAT',
+    'PARTS',
+    'FGRError',
+    'decode_png',
+    'encode_png',
+    'from_json',
+    'read_meta',
+    'sample_key',
+    'to_json',
+    'write_meta',
+]
+
+FORMAT = 1
+PARTS = ('lq', 'gt', 'sr', 'mask', 'pixel', 'feature')
+
+
+class FGRError(ValueError):
+    """An FGR set that cannot be used or built as asked."""
+
+
+def sample_key(index: int) -> str:
+    """
+    >>> sample_key(12)
+    '00000012'
+    """
+    return f'{index:08d}'
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB, (H, W) uint8 or (H, W) uint16 -> PNG."""
+    done, data = cv2.imencode('.png', image[..., ::-1] if image.ndim == 3 else image, [cv2.IMWRITE_PNG_COMPRESSION, 4])
+    assert done
+    return data.tobytes()
+
+
+def decode_png(data: bytes | memoryview) -> np.ndarray:
+    """PNG -> the array that was encoded.
+
+    Raises:
+        ValueError: not a picture.
+    """
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if len(data) else None
+    if image is None:
+        raise ValueError('not a PNG picture')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image
+
+
+def to_json(value: Any) -> str:
+    """Canonical: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(',', ':'), ensure_ascii=False)
+
+
+def from_json(data: bytes | memoryview | str) -> Any:
+    return json.loads(data if isinstance(data, str) else bytes(data))
+
+
+def read_meta(root: str | Path) -> dict[str, Any]:
+    """meta.json of an FGR set.
+
+    Raises:
+        FGRError: absent, unreadable, or of a newer format.
+    """
+    path = Path(root, 'meta.json')
+    try:
+        meta = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise FGRError(f'{root}: not an FGR set (no meta.json); build one with finpercep-build-fgr') from None
+    except (OSError, ValueError) as error:
+        raise FGRError(f'{path}: cannot be read ({error})') from error
+    if not isinstance(meta, dict) or meta.get('format') != FORMAT:
+        found = meta.get('format') if isinstance(meta, dict) else type(meta).__name__
+        raise FGRError(f'{path}: expected format {FORMAT}, got {found}')
+    return meta
+
+
+def write_meta(root: str | Path, meta: dict[str, Any]) -> None:
+    """Replace meta.json in one step: after a kill it is the old or the new one."""
+    path = Path(root, 'meta.json')
+    partial = path.with_name('.meta.json.part')
+    with open(partial, 'w', encoding='utf-8') as file:
+        json.dump({'format': FORMAT, **meta}, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

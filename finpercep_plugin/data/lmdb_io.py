@@ -1,0 +1,215 @@
+"""The only importer of lmdb: a checksummed key -> bytes store that survives fork, spawn, threads and kill -9.
+
+A value is stored as its payload followed by the payload's CRC-32 (4 bytes, little-endian). PNG and JPEG decoders ignore bytes after the end of the
+picture, so other tools can still decode a raw value.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import zlib
+from pathlib import Path
+from typing import Iterable, Iterator, Mapping
+
+__all__ = ['CorruptValueError', 'MissingKeyError', 'Reader', 'StoreError', 'Writer', 'exists']
+
+_FIRST_MAP = 64 << 20
+_BYTES_OF_CRC = 4
+
+
+class StoreError(OSError):
+    """A store that cannot be opened, read or written."""
+
+
+class MissingKeyError(KeyError):
+    """The store has no such key."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class CorruptValueError(ValueError):
+    """A value whose bytes are not those that were written."""
+
+
+class _Handles:
+    """The open environments of this process: LMDB allows one a file and process, and none may be used across a fork."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.environments: dict[str, tuple[int, object]] = {}
+
+    def get(self, path: str):
+        """The environment of `path`, opened read-only when this process has none. Call with the lock held."""
+        pid, environment = self.environments.get(path, (0, None))
+        if environment is not None and pid == os.getpid():
+            return environment
+        self.close(path)
+        return self.open(path, readonly=True)
+
+    def open(self, path: str, readonly: bool):
+        environment = _open(path, readonly)
+        self.environments[path] = (os.getpid(), environment)
+        return environment
+
+    def close(self, path: str) -> None:
+        """Also in a forked child, for the handle it inherited: that unmaps the child's copy and leaves the parent's."""
+        _, environment = self.environments.pop(path, (0, None))
+        if environment is not None:
+            environment.close()
+
+
+_handles = _Handles()
+
+
+def _fresh_lock() -> None:
+    _handles.lock = threading.RLock()  # another thread of the parent may have held it
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_fresh_lock)
+
+
+def exists(path: str | Path) -> bool:
+    """Is there an LMDB file in this folder?"""
+    return Path(path, 'data.mdb').is_file()
+
+
+def _open(path: str, readonly: bool):
+    import lmdb
+
+    if readonly and not exists(path):
+        raise StoreError(f'{path}: no LMDB store here (a folder with data.mdb is expected)')
+    try:
+        if readonly:
+            environment = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False, create=False)
+        else:
+            size = Path(path, 'data.mdb').stat().st_size if exists(path) else 0
+            environment = lmdb.open(path, map_size=max(_FIRST_MAP, 2 * size), meminit=False)
+    except (lmdb.Error, OSError) as error:
+        raise StoreError(f'{path}: not a readable LMDB store ({_reason(error, path)})') from error
+    # A file shorter than its own page count would end the process with SIGBUS at some later read.
+    expected = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
+    size = Path(path, 'data.mdb').stat().st_size
+    if size < expected and environment.stat()['entries']:
+        environment.close()
+        raise StoreError(f'{path}: data.mdb is truncated: {size} bytes, its pages need {expected}')
+    return environment
+
+
+def _reason(error: Exception, path: str) -> str:
+    return str(error).replace(f'{path}: ', '')
+
+
+class Reader:
+    """Random access to a store; opened at the first read of each process, so it can be pickled and may cross a fork.
+
+    Do not read while another process writes the same store.
+
+    Args:
+        path: the folder of data.mdb.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = os.path.realpath(path)
+
+    def get(self, key: str) -> memoryview:
+        """The payload of `key`.
+
+        Raises:
+            StoreError: no store, or not an LMDB file.
+            MissingKeyError: no such key.
+            CorruptValueError: the checksum does not match.
+        """
+        value = self._read(key)
+        if value is None:
+            raise MissingKeyError(f'{self.path}: no key {key!r}')
+        payload, crc = memoryview(value)[:-_BYTES_OF_CRC], value[-_BYTES_OF_CRC:]
+        if len(value) < _BYTES_OF_CRC or zlib.crc32(payload).to_bytes(_BYTES_OF_CRC, 'little') != crc:
+            raise CorruptValueError(f'{self.path}: the value of {key!r} fails its checksum')
+        return payload
+
+    def keys(self) -> Iterator[str]:
+        """All keys, sorted."""
+        import lmdb
+
+        with _handles.lock:
+            try:
+                with _handles.get(self.path).begin() as transaction:
+                    found = [bytes(k).decode() for k in transaction.cursor().iternext(values=False)]
+            except lmdb.Error as error:
+                raise StoreError(f'{self.path}: cannot be read ({error})') from error
+        return iter(found)
+
+    def close(self) -> None:
+        """Give the file back; a later read opens it again."""
+        with _handles.lock:
+            _handles.close(self.path)
+
+    def _read(self, key: str) -> bytes | None:
+        import lmdb
+
+        with _handles.lock:
+            try:
+                try:
+                    with _handles.get(self.path).begin() as transaction:
+                        return transaction.get(key.encode())
+                except lmdb.MapResizedError:  # it was appended to since it was opened
+                    _handles.close(self.path)
+                    with _handles.get(self.path).begin() as transaction:
+                        return transaction.get(key.encode())
+            except lmdb.Error as error:
+                raise StoreError(f'{self.path}: cannot be read ({error})') from error
+
+
+class Writer:
+    """Appends batches to a store, each batch wholly or not at all; a context manager.
+
+    Readers of the same store in this process go on working, through the writer's handle.
+
+    Args:
+        path: the folder; made when absent.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = os.path.realpath(path)
+        Path(self.path).mkdir(parents=True, exist_ok=True)
+        with _handles.lock:
+            _handles.close(self.path)
+            self._environment = _handles.open(self.path, readonly=False)
+
+    def put(self, items: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> None:
+        """Write all items in one transaction, on disk when this returns; doubles the map when it is full.
+
+        Raises:
+            StoreError: the disk is full or cannot be written; nothing of this batch is stored.
+        """
+        import lmdb
+
+        items = list(items.items() if isinstance(items, Mapping) else items)
+        with _handles.lock:
+            while True:
+                try:
+                    with self._environment.begin(write=True) as transaction:
+                        for key, payload in items:
+                            crc = zlib.crc32(payload).to_bytes(_BYTES_OF_CRC, 'little')
+                            transaction.put(key.encode(), bytes(payload) + crc)
+                    return
+                except lmdb.MapFullError:
+                    self._environment.set_mapsize(2 * self._environment.info()['map_size'])
+                except lmdb.Error as error:
+                    full = os.strerror(errno.ENOSPC) in str(error)
+                    what = 'the disk is full' if full else 'cannot be written'
+                    raise StoreError(f'{self.path}: {what} ({_reason(error, self.path)})') from error
+
+    def close(self) -> None:
+        with _handles.lock:
+            _handles.close(self.path)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,55 @@
+"""The loaders of a run, from the `datasets:` of its options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from finpercep_plugin.config import ConfigError
+from finpercep_plugin.data.sampler import PositionDataset, PositionSampler
+
+__all__ = ['train_loader', 'val_loaders']
+
+
+def train_loader(opt: dict[str, Any], start_iter: int) -> DataLoader:
+    """The batches of the iterations after `start_iter`, of this rank, in one pass.
+
+    Raises:
+        ConfigError: the data set is empty.
+    """
+    from basicsr.data import build_dataset
+
+    section = opt['datasets']['train']
+    gpus = 1 if opt['dist'] else max(int(opt['num_gpu']), 1)
+    batch = section['batch_size_per_gpu'] * gpus
+    total = int(opt['train']['total_iter'])
+    try:
+        dataset = PositionDataset(
+            build_dataset(section), opt['manual_seed'], section.get('use_shuffle', True) is not False
+        )
+    except ValueError as error:
+        if isinstance(error, ConfigError) or 'is empty' not in str(error):
+            raise
+        raise ConfigError([f'$.datasets.train: {error}']) from error
+    sampler = PositionSampler(batch * opt['world_size'], opt['rank'], opt['world_size'], start_iter, total)
+    return DataLoader(
+        dataset,
+        batch_size=batch,
+        sampler=sampler,
+        num_workers=section.get('num_worker_per_gpu', 0) * gpus,
+        pin_memory=section.get('pin_memory', False),
+        generator=torch.Generator(),  # or it draws from the global one, which a resumed run would do once more
+    )
+
+
+def val_loaders(opt: dict[str, Any]) -> list[DataLoader]:
+    """One loader for each `datasets.val*`."""
+    from basicsr.data import build_dataloader, build_dataset
+
+    loaders = []
+    for phase, section in opt['datasets'].items():
+        if phase.split('_')[0] == 'val':
+            loaders.append(build_dataloader(build_dataset(section), section, num_gpu=opt['num_gpu'], dist=opt['dist']))
+    return loaders

@@ -1,0 +1,66 @@
+"""One of this project's own generators as a producer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finpercep_plugin.config import build
+from finpercep_plugin.data.producers.torch_tools import single_thread, to_tensor, to_uint8
+from finpercep_plugin.registry import GENERATORS, PRODUCERS
+from finpercep_plugin.rng import keyed_randn
+
+__all__ = ['GeneratorProducer']
+
+
+@PRODUCERS.register('generator')
+class GeneratorProducer:
+    """A generator run with its full sampler.
+
+    Args:
+        generator: its section: `type` and constructor options.
+        weights: the file that `generator.load` takes.
+        steps: number of sampling steps; null for the generator's own.
+        guidance: classifier-free guidance; 1 is none.
+        device: 'cpu' or 'cuda'.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+
+    FILES = ('weights',)
+
+    def __init__(
+        self,
+        generator: dict[str, Any],
+        weights: Path,
+        steps: int | None = None,
+        guidance: float = 1.0,
+        device: str = 'cpu',
+    ):
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f'weights: no such file: {weights}')
+        self.generator = build(GENERATORS, generator, 'generator')
+        self.generator.load(weights)
+        self.generator.eval().requires_grad_(False).to(device)
+        self.steps, self.guidance, self.device = steps, guidance, device
+        self.record = {
+            'generator': generator['type'],
+            'weights': Path(weights).name,
+            'steps': steps,
+            'guidance': guidance,
+        }
+
+    def __call__(self, lq: np.ndarray, scale: int, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
+        """lq (h, w, 3) uint8 -> sr (h * scale, w * scale, 3) uint8; the record holds the key of the noise."""
+        from finpercep_plugin.rollout import super_resolve
+
+        key = int(rng.integers(2**62))
+        with single_thread():
+            image = to_tensor(lq, self.device)
+            shape = self.generator.latent_shape(self.generator.condition(image))
+            noise = keyed_randn(shape, [0], key, 'producer', device=self.device)
+            sr = to_uint8(super_resolve(self.generator, image, noise, steps=self.steps, guidance=self.guidance))
+        return sr, {**self.record, 'noise_key': key}

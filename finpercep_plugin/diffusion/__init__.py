@@ -1,0 +1,1 @@
+"""Diffusion maths, pure functions: schedules, predictions, sampler steps."""

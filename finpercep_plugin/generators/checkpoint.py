@@ -1,0 +1,83 @@
+"""Weight files of generators: read safely, checked strictly, written atomically."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any, Dict, Mapping, Union
+
+import torch
+
+from finpercep_plugin.registry import nearest
+
+__all__ = ['check_keys', 'read_weights', 'write_weights']
+
+
+def read_weights(path: Union[str, Path], what: str) -> Dict[str, Any]:
+    """The dict in a weight file, on the CPU, by the restricted unpickler (weights_only=True).
+
+    Args:
+        path: the file.
+        what: whose weights are wanted, for messages.
+
+    Raises:
+        FileNotFoundError: no such file; says what was wanted and where it was looked for.
+        ValueError: the file is damaged, holds other objects than tensors and plain values, or has no 'params'.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        beside = sorted(p.name for p in file.parent.iterdir() if p.is_file()) if file.parent.is_dir() else []
+        hint = nearest(file.name, beside) if beside else ''
+        raise FileNotFoundError(f'weights of {what}: no file {file.absolute()}{hint}')
+    try:
+        data = torch.load(file, map_location='cpu', weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f'weights of {what}: {file.absolute()} cannot be read: {error}') from error
+    if not isinstance(data, dict) or not isinstance(data.get('params'), dict):
+        found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"weights of {what}: {file.absolute()} has no dict 'params'; found {found}")
+    return data
+
+
+def check_keys(
+    wanted: Mapping[str, torch.Tensor],
+    found: Mapping[str, torch.Tensor],
+    source: Union[str, Path],
+    subset: bool = False,
+) -> None:
+    """Compare two state dicts by name and shape.
+
+    Args:
+        wanted: of the model.
+        found: of the file.
+        source: the file, for the message.
+        subset: `found` may lack names.
+
+    Raises:
+        ValueError: every missing and unexpected key and every other shape, in one error.
+    """
+    lines = [] if subset else [f'missing: {name}' for name in wanted if name not in found]
+    lines += [f'unexpected: {name}' for name in found if name not in wanted]
+    lines += [
+        f'shape: {name} is {tuple(found[name].shape)} in the file, {tuple(value.shape)} in the model'
+        for name, value in wanted.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if lines:
+        raise ValueError(f'{source} does not fit the model:\n  ' + '\n  '.join(lines))
+
+
+def write_weights(data: Mapping[str, Any], path: Union[str, Path]) -> None:
+    """torch.save to a temporary name in the same folder, then rename: `path` is never half written."""
+    file = Path(path).expanduser()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f'{file.name}.{os.getpid()}.tmp')
+    try:
+        with open(temporary, 'wb') as stream:
+            torch.save(dict(data), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

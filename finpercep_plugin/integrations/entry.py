@@ -1,0 +1,114 @@
+"""What the entries train and test share: options from the command line or a caller, a log file, a tidy end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable
+
+from finpercep_plugin.config import ConfigError
+from finpercep_plugin.integrations.basicsr import require
+from finpercep_plugin.integrations.wrappers import leave_group
+
+__all__ = ['leave_group', 'open_log', 'read_options', 'run', 'write_options']
+
+
+def run(pipeline: Callable[[str], Any], argv: list[str] | None = None) -> int:
+    """`pipeline(current folder)`, with what the user got wrong as a few lines instead of a traceback.
+
+    Args:
+        pipeline: reads sys.argv.
+        argv: command line without the program's name; None leaves sys.argv.
+
+    Returns:
+        Exit code: 0, 1 for a run that diverged, 2 for bad options.
+    """
+    if argv is not None:
+        sys.argv[1:] = argv
+    try:
+        pipeline(os.getcwd())
+    except ConfigError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except ImportError as error:
+        if error.name != 'basicsr':
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def read_options(
+    root_path: str, opt: Mapping[str, Any] | str | None, is_train: bool
+) -> tuple[dict[str, Any], Path, str]:
+    """BasicSR's parse_options, on sys.argv or on what a caller gives.
+
+    Args:
+        root_path: the folder that experiments/ and results/ are made in.
+        opt: the content of a YAML file, its path, or None for sys.argv.
+        is_train: False for a test.
+
+    Returns:
+        The options, the name of their YAML file and its text. The seed is 0 where the YAML has none, so that a run can be resumed.
+
+    Raises:
+        ConfigError: the options are wrong; see `finpercep_plugin.checks`.
+    """
+    require()
+    from basicsr.utils import set_random_seed
+    from basicsr.utils.options import ordered_yaml, parse_options
+
+    argv = list(sys.argv)
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(opt, Mapping):
+            import yaml
+
+            file = Path(folder) / f'{opt.get("name", "options")}.yml'
+            file.write_text(yaml.dump(opt, Dumper=ordered_yaml()[1]), encoding='utf-8')
+            sys.argv[1:] = ['-opt', str(file)]
+        elif opt is not None:
+            sys.argv[1:] = ['-opt', str(opt)]
+        try:
+            parsed, args = parse_options(root_path, is_train=is_train)
+        finally:
+            sys.argv[:] = argv
+        text = Path(args.opt).read_text(encoding='utf-8')
+    if not any(line.startswith('manual_seed:') for line in text.splitlines()):
+        parsed['manual_seed'] = 0
+        set_random_seed(parsed['rank'])
+    parsed['root_path'] = root_path
+    return parsed, Path(args.opt), text
+
+
+def write_options(opt: dict[str, Any], file: Path, text: str) -> None:
+    """Keep the YAML with the experiment."""
+    if opt['rank'] == 0:
+        command = ' '.join(sys.argv)
+        kept = Path(opt['path']['experiments_root']) / file.name
+        kept.write_text(f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n{text}', encoding='utf-8')
+
+
+def open_log(opt: dict[str, Any], kind: str) -> logging.Logger:
+    """BasicSR's logger with a new file in `path.log`, also in a process that has run before."""
+    from basicsr.utils import get_env_info, get_root_logger, get_time_str
+    from basicsr.utils import logger as logger_module
+    from basicsr.utils.options import dict2str
+
+    logger_module.initialized_logger.pop('basicsr', None)
+    logger = logging.getLogger('basicsr')
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    file = Path(opt['path']['log']) / f'{kind}_{opt["name"]}_{get_time_str()}.log'
+    logger = get_root_logger(log_level=logging.INFO, log_file=str(file))
+    logger.info(get_env_info())
+    logger.info(dict2str(opt))
+    return logger

@@ -1,0 +1,328 @@
+"""What every model of the plugin does the same way: optimiser, schedule, EMA, gradient sync, bad steps, checkpoints, logs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Iterable, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import get_root_logger
+from PIL import Image
+from torch import Tensor, nn
+
+from finpercep_plugin.generators.checkpoint import write_weights
+
+__all__ = ['FinPercepModel', 'LoggerOptions', 'OptimOptions', 'SchedulerOptions', 'TrainOptions', 'ValOptions']
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimOptions:
+    """`train.optim_g`. `lr_encoder` is for the parameters a model calls its encoder's; None: `lr`."""
+
+    type: Literal['AdamW', 'Adam'] = 'AdamW'
+    lr: float = 1e-4
+    lr_encoder: float | None = None
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclasses.dataclass(frozen=True)
+class SchedulerOptions:
+    """`train.scheduler`: the rate falls from lr to lr * `floor` over the whole run, or stays."""
+
+    type: Literal['cosine', 'constant'] = 'cosine'
+    floor: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """`train:` keys of every model.
+
+    Attributes:
+        total_iter: optimiser steps.
+        warmup_iter: linear warm-up steps; -1 for none.
+        ema_decay: of the trained parameters' shadow, which is what `net_g_*.pth` holds; 0 for none.
+        grad_clip: largest gradient norm; null for no clipping.
+        precision: of the forward pass; losses and trained parameters are fp32.
+        max_bad_steps: this many steps with a loss or gradient that is not finite stop the run, with its state saved.
+    """
+
+    total_iter: int
+    warmup_iter: int = -1
+    optim_g: OptimOptions = OptimOptions()
+    scheduler: SchedulerOptions = SchedulerOptions()
+    ema_decay: float = 0.0
+    grad_clip: float | None = None
+    precision: Literal['fp32', 'bf16'] = 'fp32'
+    max_bad_steps: int = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class ValOptions:
+    """`val:`. `panel` samples of each validation set go to TensorBoard as pictures with their maps."""
+
+    val_freq: int = 1000
+    save_img: bool = False
+    panel: int = 4
+    pbar: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggerOptions:
+    """`logger:`, as BasicSR reads it."""
+
+    print_freq: int = 100
+    save_checkpoint_freq: int = 5000
+    use_tb_logger: bool = False
+    wandb: dict[str, Any] | None = None
+
+
+def cosine_rate(step: int, total: int, floor: float = 0.0) -> float:
+    """Factor of the learning rate at `step` (from 1) of `total`: half a cosine from 1 to `floor`.
+
+    >>> [round(cosine_rate(s, 11), 3) for s in (1, 6, 11)]
+    [1.0, 0.5, 0.0]
+    """
+    done = min(max(step - 1, 0) / max(total - 1, 1), 1.0)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class FinPercepModel(BaseModel):
+    """Base of the plugin's BasicSR models.
+
+    A subclass's constructor builds `self.net_g` (its trained parameters have requires_grad), then calls `init_training`. It implements
+    `feed_data`, `losses(current_iter) -> (loss, {name: scalar tensor to log})`, and `export(path)`, which writes `net_g_<iter>.pth`.
+    """
+
+    net_g: nn.Module
+    settings: TrainOptions
+
+    def __init__(self, opt: dict[str, Any]):
+        super().__init__(opt)
+        self.trained: dict[str, nn.Parameter] = {}
+        self.ema: dict[str, Tensor] = {}
+        self.log_dict: OrderedDict[str, Tensor] = OrderedDict()
+        self.bad_steps = 0
+
+    def init_training(self, settings: TrainOptions, groups: dict[str, Iterable[nn.Parameter]]) -> None:
+        """Optimiser over named groups; the group called 'encoder' takes `lr_encoder`.
+
+        Raises:
+            ValueError: nothing trains.
+        """
+        self.settings = settings
+        self.trained = {n: p for n, p in self.net_g.named_parameters() if p.requires_grad}
+        if not self.trained:
+            raise ValueError(f'{type(self.net_g).__name__}: nothing to train with these options')
+        optim = settings.optim_g
+        rates = {'encoder': optim.lr if optim.lr_encoder is None else optim.lr_encoder}
+        groups = [
+            {'params': list(params), 'lr': rates.get(name, optim.lr), 'initial_lr': rates.get(name, optim.lr)}
+            for name, params in groups.items()
+        ]
+        kind = getattr(torch.optim, optim.type)
+        self.optimizers = [kind([g for g in groups if g['params']], weight_decay=optim.weight_decay, betas=optim.betas)]
+        self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if settings.ema_decay else {}
+        self._broadcast()
+
+    def _broadcast(self) -> None:
+        """All ranks start from rank 0's tensors."""
+        if self.opt['dist']:
+            for tensor in self.net_g.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    # ---------------------------------------------------------------- a step
+
+    def losses(self, current_iter: int) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError
+
+    def export(self, path: Path) -> None:
+        raise NotImplementedError
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """A pure function of the iteration: nothing to save, nothing to overrun."""
+        rate = 1.0
+        if self.settings.scheduler.type == 'cosine':
+            rate = cosine_rate(current_iter, self.settings.total_iter, self.settings.scheduler.floor)
+        if current_iter < self.settings.warmup_iter:
+            rate *= current_iter / self.settings.warmup_iter
+        for group in self.optimizers[0].param_groups:
+            group['lr'] = group['initial_lr'] * rate
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One step. A loss or gradient that is not finite on any rank skips the step on all of them.
+
+        Raises:
+            FloatingPointError: `max_bad_steps` steps were bad; the state is saved first.
+        """
+        optimizer = self.optimizers[0]
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == 'bf16'):
+            total, terms = self.losses(current_iter)
+        if total.requires_grad and torch.isfinite(total):
+            total.backward()
+        finite = self._sync_gradients(total.detach())
+        self.log_dict = OrderedDict((k, v.detach().float()) for k, v in terms.items())
+        self.log_dict['l_total'] = total.detach()
+        if finite:
+            limit = self.settings.grad_clip or math.inf
+            self.log_dict['grad_norm'] = nn.utils.clip_grad_norm_(self.trained.values(), limit)
+            optimizer.step()
+            for name, shadow in self.ema.items():
+                shadow.lerp_(self.trained[name].detach(), 1 - self.settings.ema_decay)
+        else:
+            self._bad_step(current_iter, total)
+        self.log_dict['bad_steps'] = torch.tensor(float(self.bad_steps), device=self.device)
+
+    def _sync_gradients(self, total: Tensor) -> bool:
+        """Average the trained gradients over ranks, in one flattened all-reduce; False if anything anywhere is not finite."""
+        for p in self.trained.values():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = torch.cat([p.grad.flatten() for p in self.trained.values()] + [total.reshape(1).to(torch.float32)])
+        if self.opt['dist']:
+            dist.all_reduce(flat)
+            flat /= self.opt['world_size']
+            offset = 0
+            for p in self.trained.values():
+                p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
+                offset += p.numel()
+        return bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all())
+
+    def _bad_step(self, current_iter: int, total: Tensor) -> None:
+        self.bad_steps += 1
+        get_root_logger().warning(
+            f'iter {current_iter}: loss {float(total):.4g} or its gradient is not finite; step skipped '
+            f'({self.bad_steps} of at most {self.settings.max_bad_steps})'
+        )
+        if self.bad_steps >= self.settings.max_bad_steps:
+            self.save(0, current_iter)
+            raise FloatingPointError(
+                f'{self.bad_steps} steps were not finite (train.max_bad_steps); the state of iter {current_iter} is saved. '
+                'Lower train.optim_g.lr or the loss weights, or set train.grad_clip'
+            )
+
+    def get_current_log(self) -> OrderedDict:
+        """The last step's terms, averaged over ranks (a collective call)."""
+        if not self.log_dict:
+            return self.log_dict
+        values = torch.stack([v.reshape(()).float().to(self.device) for v in self.log_dict.values()])
+        if self.opt['dist']:
+            dist.all_reduce(values)
+            values /= self.opt['world_size']
+        return OrderedDict(zip(self.log_dict, values.tolist()))
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """`net_g_<iter>.pth`, then `<iter>.state`, which alone is enough to continue; each appears whole or not at all."""
+        if self.opt['rank'] != 0:
+            return
+        name = 'latest' if current_iter == -1 else current_iter
+        with self.ema_weights():
+            self.export(Path(self.opt['path']['models']) / f'net_g_{name}.pth')
+        if current_iter != -1:
+            path = Path(self.opt['path']['training_states']) / f'{current_iter}.state'
+            write_weights(self.training_state(epoch, current_iter), path)
+
+    def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
+        """Everything to continue bit-exactly; plain tensors and numbers, so `weights_only=True` opens it."""
+        buffers = dict(self.net_g.named_buffers())
+        state = self.net_g.state_dict()
+        return {
+            'epoch': epoch,
+            'iter': current_iter,
+            'optimizers': [o.state_dict() for o in self.optimizers],
+            'schedulers': [],
+            'trained': {n: p.detach() for n, p in self.trained.items()},
+            'buffers': {n: b for n, b in buffers.items() if n in state},
+            'ema': self.ema,
+            'bad_steps': self.bad_steps,
+            'rng': torch.get_rng_state(),
+        }
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Inverse of `training_state`.
+
+        Raises:
+            ValueError: the state is of another set of trained parameters; both sides of the difference are named.
+        """
+        saved = resume_state['trained']
+        if set(saved) != set(self.trained):
+            raise ValueError(
+                f'the state to resume trains other parameters than the YAML: only in the state {sorted(set(saved) - set(self.trained))[:5]}, '
+                f'only in the YAML {sorted(set(self.trained) - set(saved))[:5]}'
+            )
+        with torch.no_grad():
+            for name, value in saved.items():
+                self.trained[name].copy_(value)
+            buffers = dict(self.net_g.named_buffers())
+            for name, value in resume_state['buffers'].items():
+                buffers[name].copy_(value)
+        for optimizer, state in zip(self.optimizers, resume_state['optimizers']):
+            optimizer.load_state_dict(state)
+        self.ema = {n: v.to(self.device) for n, v in resume_state['ema'].items()}
+        self.bad_steps = resume_state['bad_steps']
+        torch.set_rng_state(resume_state['rng'].cpu())
+
+    def ema_weights(self) -> EmaWeights:
+        """Context in which the trained parameters hold their shadow, if there is one."""
+        return EmaWeights(self.trained, self.ema)
+
+    # ---------------------------------------------------------------- validation
+
+    def shard(self, dataset: Any) -> range:
+        """The indices of a validation set that this rank takes."""
+        return range(self.opt['rank'], len(dataset), self.opt['world_size'])
+
+    def reduce_sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks (a collective call)."""
+        if self.opt['dist']:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def report(self, dataset: str, results: dict[str, float], current_iter: int, tb_logger: Any) -> None:
+        """Log validation results and keep them in `self.metric_results`."""
+        self.metric_results = dict(results)
+        if self.opt['rank'] == 0:
+            text = '\n'.join(f'\t # {k}: {v:.4f}' for k, v in results.items())
+            get_root_logger().info(f'Validation {dataset}\n{text}')
+            if tb_logger:
+                for key, value in results.items():
+                    tb_logger.add_scalar(f'metrics/{dataset}/{key}', value, current_iter)
+
+    def report_panel(self, dataset: str, picture: np.ndarray, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+        """A picture (H, W, 3) uint8 to TensorBoard and, where wanted, to `path.visualization`."""
+        if self.opt['rank'] != 0:
+            return
+        if tb_logger:
+            tb_logger.add_image(f'panel/{dataset}', picture, current_iter, dataformats='HWC')
+        if save_img:
+            path = Path(self.opt['path']['visualization']) / f'{dataset}_panel_{current_iter}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+
+
+class EmaWeights:
+    """Swaps the shadow into the parameters on entry and back on exit."""
+
+    def __init__(self, trained: dict[str, nn.Parameter], ema: dict[str, Tensor]):
+        self.trained, self.ema, self.kept = trained, ema, {}
+
+    def __enter__(self) -> None:
+        with torch.no_grad():
+            for name, shadow in self.ema.items():
+                self.kept[name] = self.trained[name].detach().clone()
+                self.trained[name].copy_(shadow)
+
+    def __exit__(self, *exception: Any) -> None:
+        with torch.no_grad():
+            for name, value in self.kept.items():
+                self.trained[name].copy_(value)

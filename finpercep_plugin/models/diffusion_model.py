@@ -1,0 +1,68 @@
+"""Train a diffusion generator from scratch on lq / gt pairs with its noise-prediction loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from finpercep_plugin.config import collect, parse
+from finpercep_plugin.models.base_model import TrainOptions
+from finpercep_plugin.models.generator_model import GeneratorModel, check_generator, check_val
+from finpercep_plugin.registry import MODELS
+from finpercep_plugin.rng import keyed_randn, keyed_torch
+
+__all__ = ['FinPercepDiffusionModel', 'check']
+
+
+def check(opt: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the model's sections, one line a problem."""
+    training = opt.get('is_train', True)
+    problems = check_generator(opt.get('generator'), need_weights=not training)
+    if training:
+        problems += collect(lambda: parse(TrainOptions, opt.get('train'), '$.train'))
+    return problems + check_val(opt.get('val'))
+
+
+@MODELS.register('FinPercepDiffusionModel')
+class FinPercepDiffusionModel(GeneratorModel):
+    """BasicSR model: the generator's `pretrain_loss`, timesteps uniform, every draw keyed on (seed, iteration, global sample)."""
+
+    def __init__(self, opt: dict[str, Any]):
+        super().__init__(opt)
+        self.build_net(opt)
+        if self.is_train:
+            self.init_training(parse(TrainOptions, opt['train'], '$.train'), {'net': self.net_g.parameters()})
+
+    def losses(self, current_iter: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the prediction at one random timestep a sample."""
+        self.net_g.train()
+        if current_iter == 1:
+            self._fit_residual()
+        samples = self.sample_ids(current_iter, len(self.gt))
+        cond = self.net_g.condition(self.lq)
+        noise = keyed_randn(self.net_g.latent_shape(cond), samples, self.seed, current_iter, 'noise', device=self.device)
+        t = torch.stack([self.net_g.draw_t(keyed_torch(self.seed, current_iter, 'timestep', i)) for i in samples])
+        loss = self.net_g.pretrain_loss(self.gt, cond, noise, t.to(self.device)).mean()
+        return loss, {'l_eps': loss}
+
+    def _fit_residual(self) -> None:
+        """Measure the spread that the generator divides its target by, on the first batch of all ranks."""
+        if not hasattr(self.net_g, 'fit_residual_sd'):
+            return
+        lq, gt = self.lq, self.gt
+        if self.opt['dist']:
+            lq, gt = (_gather(x) for x in (lq, gt))
+        self.net_g.fit_residual_sd(lq, gt)
+
+    def export(self, path: Path) -> None:
+        self.net_g.save(path, layout='own')
+
+
+def _gather(x: Tensor) -> Tensor:
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)

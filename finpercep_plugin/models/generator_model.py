@@ -1,0 +1,190 @@
+"""What the models that train a generator share: building it from `generator:`, and validating it on lq / gt pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, Mapping
+
+import numpy as np
+import torch
+from basicsr.metrics import calculate_metric
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from finpercep_plugin.config import arguments, build, check_file, collect, parse
+from finpercep_plugin.models.base_model import FinPercepModel, ValOptions
+from finpercep_plugin.models.panels import map_picture, picture
+from finpercep_plugin.registry import GENERATORS, REWARDS
+from finpercep_plugin.rng import keyed_randn
+from finpercep_plugin.rollout import super_resolve
+from finpercep_plugin.visual import grid
+
+__all__ = ['GeneratorModel', 'GeneratorSection', 'GeneratorValOptions', 'build_generator', 'check_generator', 'check_val']
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorSection:
+    """`generator:` keys that are not the generator's own constructor arguments.
+
+    Attributes:
+        type: registered name.
+        weights: file(s) to start from; later ones lay fine-tuned tensors over the first.
+        train: what trains: 'all', 'released' (what the generator's authors fine-tune), 'lora', or patterns of parameter names.
+        lora_rank, lora_alpha: of 'lora'.
+    """
+
+    type: str
+    weights: str | list[str] | None = None
+    train: Literal['all', 'released', 'lora'] | list[str] = 'all'
+    lora_rank: int = 8
+    lora_alpha: float = 8.0
+
+    @property
+    def files(self) -> list[str]:
+        return [self.weights] if isinstance(self.weights, str) else list(self.weights or [])
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorValOptions(ValOptions):
+    """`val:` of generator models.
+
+    Attributes:
+        metrics: BasicSR metrics on (sr, gt): `{psnr: {type: calculate_psnr, crop_border: 4, test_y_channel: true}}`.
+        rewards: held-out rewards, `{name: {type: ...}}`; measured, never optimised.
+        guidance: classifier-free guidance in sampling; 1 for none.
+    """
+
+    metrics: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    rewards: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    guidance: float = 1.0
+
+
+def _split(section: Mapping[str, Any]) -> tuple[GeneratorSection, dict[str, Any]]:
+    names = {f.name for f in dataclasses.fields(GeneratorSection)}
+    own = parse(GeneratorSection, {k: v for k, v in section.items() if k in names}, '$.generator')
+    return own, {k: v for k, v in section.items() if k not in names}
+
+
+def build_generator(section: Mapping[str, Any]) -> nn.Module:
+    """The generator of a `generator:` section, with its weights loaded.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: the section, or a file of it, is wrong.
+    """
+    own, rest = _split(section)
+    generator = build(GENERATORS, {'type': own.type, **rest}, '$.generator')
+    for file in own.files:
+        generator.load(file)
+    return generator
+
+
+def check_generator(section: Any, need_weights: bool) -> list[str]:
+    """What is wrong with a `generator:` section, files included."""
+    if not isinstance(section, Mapping):
+        return [f'$.generator: expected a section with `type: <generator>`, got {section!r}']
+    problems = collect(lambda: _split(section))
+    if problems:
+        return problems
+    own, rest = _split(section)
+    if own.type not in GENERATORS.names():
+        return collect(lambda: build(GENERATORS, {'type': own.type}, '$.generator'))
+    problems = collect(lambda: arguments(GENERATORS.get(own.type), rest, '$.generator'))
+    if need_weights and not own.files:
+        problems.append('$.generator.weights: missing; fine-tuning starts from a trained generator')
+    return problems + collect(*(lambda f=f: check_file(f, '$.generator.weights', 'generator weights') for f in own.files))
+
+
+def check_val(section: Any) -> list[str]:
+    """What is wrong with the `val:` section of a generator model."""
+    problems = collect(lambda: parse(GeneratorValOptions, section, '$.val'))
+    for name, reward in ((section or {}).get('rewards') or {}).items():
+        problems += collect(lambda name=name, reward=reward: build(REWARDS, reward, f'$.val.rewards.{name}'))
+    return problems
+
+
+class GeneratorModel(FinPercepModel):
+    """Base of models whose `net_g` is a generator."""
+
+    def build_net(self, opt: dict[str, Any]) -> None:
+        """Sets `net_g`, with the parameters that `generator.train` names marked as trained, and the held-out rewards."""
+        torch.manual_seed(opt.get('manual_seed') or 0)
+        self.seed = int(opt.get('manual_seed') or 0)
+        own, _ = _split(opt['generator'])
+        self.net_g = build_generator(opt['generator']).to(self.device)
+        if self.is_train:
+            self.net_g.trainable(own.train, rank=own.lora_rank, alpha=own.lora_alpha)
+            self.net_g.to(self.device)
+        self.val_options = parse(GeneratorValOptions, opt.get('val'), '$.val')
+        self.heldout = {
+            name: build(REWARDS, section, f'$.val.rewards.{name}').to(self.device)
+            for name, section in self.val_options.rewards.items()
+        }
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        """lq (B, 3, h, w), gt (B, 3, H, W), in [0, 1]."""
+        self.lq, self.gt = data['lq'].to(self.device), data['gt'].to(self.device) if 'gt' in data else None
+
+    def sample_ids(self, current_iter: int, batch: int) -> list[int]:
+        """Global indices of this rank's samples of this iteration: the same for any number of ranks."""
+        first = ((current_iter - 1) * self.opt['world_size'] + self.opt['rank']) * batch
+        return list(range(first, first + batch))
+
+    @torch.no_grad()
+    def super_resolve(self, lq: Tensor, samples: list[int], purpose: str) -> Tensor:
+        """sr (B, 3, H, W) of lq (B, 3, h, w); the noise of row i is keyed on (seed, purpose, samples[i])."""
+        cond = self.net_g.condition(lq)
+        noise = keyed_randn(self.net_g.latent_shape(cond), samples, self.seed, purpose, device=self.device)
+        return super_resolve(self.net_g, lq, noise, guidance=self.val_options.guidance)
+
+    def panel_map(self, sr: Tensor) -> Tensor | None:
+        """A degradation map (B, 1, H, W) to show beside sr, if the model has one."""
+        return None
+
+    @torch.no_grad()
+    def validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
+        """BasicSR's metrics and the held-out rewards on lq / gt pairs, sharded over ranks; the noise is the same at every call."""
+        self.net_g.eval()
+        dataset, name = dataloader.dataset, dataloader.dataset.opt['name']
+        totals: dict[str, float] = dict.fromkeys([*self.val_options.metrics, *self.heldout], 0.0)
+        count, panel = 0, []
+        with self.ema_weights():
+            for index in self.shard(dataset):
+                item = dataset[index]
+                lq, gt = item['lq'][None].to(self.device), item.get('gt')
+                sr = self.super_resolve(lq, [index], f'validation {name}')
+                for key, value in self._measure(sr, gt, lq).items():
+                    totals[key] += value
+                count += 1
+                if save_img:
+                    folder = Path(self.opt['path']['visualization']) / name / str(current_iter)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(picture(sr[0])).save(folder / f'{index:05d}_{Path(item["lq_path"]).stem}.png')
+                if len(panel) < self.val_options.panel:
+                    panel.append(self._panel_row(lq, sr, gt))
+        sums = self.reduce_sum(torch.tensor([count, *totals.values()], dtype=torch.float64)).tolist()
+        self.report(name, {k: v / max(sums[0], 1) for k, v in zip(totals, sums[1:])}, current_iter, tb_logger)
+        if panel:
+            self.report_panel(name, grid(panel), current_iter, tb_logger, save_img)
+
+    def _measure(self, sr: Tensor, gt: Tensor | None, lq: Tensor) -> dict[str, float]:
+        values = {}
+        if gt is not None:
+            images = {'img': np.ascontiguousarray(picture(sr[0])[..., ::-1]), 'img2': np.ascontiguousarray(picture(gt)[..., ::-1])}
+            for key, section in self.val_options.metrics.items():
+                section = {k: v for k, v in section.items() if k != 'better'}
+                data = {'img': images['img']} if section.get('type') == 'calculate_niqe' else images
+                values[key] = float(calculate_metric(data, section))
+        batched_gt = None if gt is None else gt[None].to(self.device)
+        for key, reward in self.heldout.items():
+            values[key] = float(reward(sr, lq=lq, gt=batched_gt).score[0])
+        return values
+
+    def _panel_row(self, lq: Tensor, sr: Tensor, gt: Tensor | None) -> list[np.ndarray]:
+        scale = (sr.shape[-2] // lq.shape[-2], sr.shape[-1] // lq.shape[-1])
+        row = [picture(lq[0].repeat_interleave(scale[0], 1).repeat_interleave(scale[1], 2)), picture(sr[0])]
+        degradation = self.panel_map(sr)
+        if gt is not None:
+            row.append(picture(gt))
+        return row if degradation is None else [*row, map_picture(degradation[0])]

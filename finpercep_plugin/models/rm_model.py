@@ -1,0 +1,148 @@
+"""Train FinPercep-RM in its stages on FGR triplets (paper Eq. 5-8; METHOD.md §2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
+from finpercep_plugin.config import arguments, build, check_file, collect, parse
+from finpercep_plugin.generators.checkpoint import write_weights
+from finpercep_plugin.metrics.rm_metrics import map_sums, summarise_maps
+from finpercep_plugin.models.base_model import FinPercepModel, TrainOptions, ValOptions
+from finpercep_plugin.registry import LOSSES, MODELS
+from finpercep_plugin.models.panels import picture, map_picture
+from finpercep_plugin.visual import grid
+
+__all__ = ['FinPercepRMModel', 'RMTrainOptions', 'check', 'load_or_grow']
+
+
+@dataclasses.dataclass(frozen=True)
+class RMTrainOptions(TrainOptions):
+    """`train:` of this model.
+
+    Attributes:
+        map_opt, rank_opt, align_opt: the three losses, `type:` and options; the first and last have no use at stage 0.
+        gt_map: add gt, whose map is 0, to L_map.
+    """
+
+    map_opt: dict[str, Any] | None = None
+    rank_opt: dict[str, Any] | None = None
+    align_opt: dict[str, Any] | None = None
+    gt_map: bool = True
+
+
+def check(opt: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the model's sections, one line a problem."""
+    network = {k: v for k, v in opt.get('network_g', {}).items() if k != 'type'}
+    train, path = opt.get('train', {}), opt.get('path', {}).get('pretrain_network_g')
+    steps = [lambda: arguments(FinPercepRM, network, '$.network_g'), lambda: parse(ValOptions, opt.get('val'), '$.val')]
+    if opt.get('is_train', True):
+        steps.append(lambda: parse(RMTrainOptions, train, '$.train'))
+        for key in ('map_opt', 'rank_opt', 'align_opt'):
+            if isinstance(train.get(key), Mapping):
+                steps.append(lambda key=key: build(LOSSES, train[key], f'$.train.{key}'))
+    if path and not opt['path'].get('resume_state'):
+        steps.append(lambda: check_file(path, '$.path.pretrain_network_g', 'the reward model to start from'))
+    return collect(*steps)
+
+
+def load_or_grow(network: Mapping[str, Any], path: str | None) -> FinPercepRM:
+    """The reward model of a `network_g:` section; from the file of an earlier stage, loaded strictly and grown to `stage`.
+
+    Raises:
+        ValueError: the file is of a later stage, or does not fit the section.
+        FileNotFoundError: no such file.
+    """
+    options = {k: v for k, v in network.items() if k != 'type'}
+    if path is None:
+        return FinPercepRM(**arguments(FinPercepRM, options, '$.network_g'))
+    old = FinPercepRM.from_file(path)
+    stage = options.get('stage', 2)
+    if old.stage > stage:
+        raise ValueError(f'{path} holds an RM_{old.stage}; it cannot become the RM_{stage} of $.network_g.stage')
+    model = FinPercepRM(**arguments(FinPercepRM, {**options, 'stage': old.stage, 'pretrained': None}, '$.network_g'))
+    try:
+        model.load_state_dict(old.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f'{path} does not fit $.network_g: {error}') from None
+    for _ in range(old.stage, stage):
+        model.grow()
+    return model
+
+
+@MODELS.register('FinPercepRMModel')
+class FinPercepRMModel(FinPercepModel):
+    """BasicSR model: `network_g` is a FinPercepRM, started from `path.pretrain_network_g` (the file of the stage before) or from scratch."""
+
+    def __init__(self, opt: dict[str, Any]):
+        super().__init__(opt)
+        torch.manual_seed(opt.get('manual_seed') or 0)
+        self.net_g: FinPercepRM = load_or_grow(opt['network_g'], opt['path'].get('pretrain_network_g')).to(self.device)
+        if self.is_train:
+            settings = parse(RMTrainOptions, opt['train'], '$.train')
+            self.criteria = {
+                name: build(LOSSES, section, f'$.train.{name}_opt')
+                for name in ('map', 'rank', 'align')
+                if (section := getattr(settings, f'{name}_opt')) is not None
+            }
+            self.init_training(settings, self.net_g.param_groups())
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        """FGR batch: sr, syn, gt (B, 3, H, W) in [0, 1]; map and mask (B, 1, H, W)."""
+        self.data = {k: v.to(self.device) for k, v in data.items() if isinstance(v, Tensor)}
+
+    def losses(self, current_iter: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_map, L_rank, L_align and their parts; one pass over sr, syn and gt together."""
+        self.net_g.train()
+        data = self.data
+        score, degradation, base = self.net_g.predict(torch.cat([data['sr'], data['syn'], data['gt']]))
+        s_sr, s_syn, s_gt = score.chunk(3)
+        _, m_syn, m_gt = degradation.chunk(3)
+        terms: dict[str, Tensor] = {}
+        if 'map' in self.criteria and self.net_g.stage:
+            terms['l_map'] = self.criteria['map'](m_syn, data['map'])
+            if self.settings.gt_map:
+                terms['l_map_gt'] = self.criteria['map'](m_gt, torch.zeros_like(m_gt))
+        if 'rank' in self.criteria:
+            terms['l_rank'] = self.criteria['rank'](s_sr, s_syn, s_gt)
+        if 'align' in self.criteria and self.net_g.stage:
+            terms['l_align'] = self.criteria['align'](s_gt, base.chunk(3)[2].detach())
+        total = torch.stack(list(terms.values())).sum()
+        terms['score_sr'], terms['score_syn'], terms['score_gt'] = s_sr.mean(), s_syn.mean(), s_gt.mean()
+        terms['score_std'] = score.detach().std()
+        terms['map_mean'] = m_syn.mean()
+        return total, terms
+
+    def export(self, path: Path) -> None:
+        write_weights(self.net_g.file(), path)
+
+    @torch.no_grad()
+    def validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
+        """Order accuracy, and the map against its truth, on FGR triplets (`rm_metrics`), sharded over ranks."""
+        self.net_g.eval()
+        dataset, name = dataloader.dataset, dataloader.dataset.opt['name']
+        sums, orders, panel = torch.zeros(11, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), []
+        wanted = parse(ValOptions, self.opt.get('val') or {}, '$.val').panel
+        with self.ema_weights():
+            for index in self.shard(dataset):
+                item = dataset[index]
+                images = torch.stack([item['sr'], item['syn'], item['gt']]).to(self.device)
+                score, degradation = (t.cpu() for t in self.net_g(images))
+                orders += torch.tensor([1.0, float(score[0] < score[1]), float(score[1] < score[2])], dtype=torch.float64)
+                sums += map_sums(degradation[1:2], item['map'][None], item['mask'][None])
+                if len(panel) < wanted:
+                    panel.append([picture(item['gt']), picture(item['syn']), map_picture(degradation[1]), map_picture(item['map'])])
+        count, below_syn, below_gt = self.reduce_sum(orders).tolist()
+        results = {'order_sr_syn': below_syn / count, 'order_syn_gt': below_gt / count}
+        if self.net_g.stage:
+            results |= summarise_maps(self.reduce_sum(sums))
+        self.report(name, results, current_iter, tb_logger)
+        if panel:
+            self.report_panel(name, grid(panel), current_iter, tb_logger, save_img)
+

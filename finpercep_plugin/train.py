@@ -1,0 +1,133 @@
+"""Train any BasicSR model: `python -m finpercep_plugin.train -opt X.yml [--auto_resume] [--launcher none|pytorch|slurm] [--force_yml a:b=c ...]`.
+
+BasicSR's loop with the data position kept over a resume (`data/sampler.py`), experiments in the current folder, and an orderly end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from finpercep_plugin.data.loaders import train_loader, val_loaders
+from finpercep_plugin.integrations.basicsr import install
+from finpercep_plugin.integrations.checkpoints import get_rng, load_resume_state, set_rng
+from finpercep_plugin.integrations.entry import leave_group, open_log, read_options, run, write_options
+
+__all__ = ['main', 'train_pipeline']
+
+install()  # at import: a spawned worker imports this module before it unpickles a BasicSR data set
+
+
+def train_pipeline(
+    root_path: str, opt: Mapping[str, Any] | str | None = None, on_step: Callable[[int, int], None] | None = None
+) -> Any:
+    """Train as the options say.
+
+    Args:
+        root_path: the folder that experiments/ and tb_logger/ are made in.
+        opt: the content of a YAML file, its path, or None for sys.argv.
+        on_step: called with (iteration, total iterations) after each step.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: the options are wrong, the training set is empty, or there is nothing to resume from.
+    """
+    opt, file, text = read_options(root_path, opt, is_train=True)
+    from basicsr.models import build_model
+
+    torch.backends.cudnn.benchmark = True
+    state = load_resume_state(opt)
+    start = state['iter'] if state else 0
+    tb_logger = _prepare_folders(opt, fresh=state is None)
+    write_options(opt, file, text)
+    logger = open_log(opt, 'train')
+    loader, validation = train_loader(opt, start), val_loaders(opt)
+    model = build_model(opt)
+    if state:
+        model.resume_training(state)
+        logger.info(f'Resuming training from iter {start}.')
+    validated = _fit(model, opt, loader, validation, start, tb_logger, on_step)
+    logger.info('End of training. Save the latest model.')
+    model.save(-1, -1)
+    if not validated:
+        _validate(model, opt, validation, max(start, int(opt['train']['total_iter'])), tb_logger)
+    if tb_logger:
+        tb_logger.close()
+    leave_group()
+    return model
+
+
+def _prepare_folders(opt: dict[str, Any], fresh: bool) -> Any:
+    """Experiment folders, an old experiment of the name moved aside; returns the TensorBoard writer or None."""
+    from basicsr.train import init_tb_loggers
+    from basicsr.utils import make_exp_dirs, mkdir_and_rename
+
+    if fresh:
+        make_exp_dirs(opt)
+        if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name'] and opt['rank'] == 0:
+            mkdir_and_rename(os.path.join(opt['root_path'], 'tb_logger', opt['name']))
+    if opt['dist']:
+        torch.distributed.barrier()
+    Path(opt['path']['log']).mkdir(parents=True, exist_ok=True)
+    return init_tb_loggers(opt)
+
+
+def _fit(
+    model: Any,
+    opt: dict[str, Any],
+    loader: DataLoader,
+    validation: list[DataLoader],
+    start: int,
+    tb_logger: Any,
+    on_step: Any,
+) -> bool:
+    """The loop; returns whether the last iteration was validated."""
+    from basicsr.utils import AvgTimer, MessageLogger
+
+    message, iter_timer, data_timer = MessageLogger(opt, start, tb_logger), AvgTimer(), AvgTimer()
+    total, freq, validated = int(opt['train']['total_iter']), opt['logger'], False
+    epoch_size = len(loader.dataset) * opt['datasets']['train'].get('dataset_enlarge_ratio', 1)
+    for current_iter, data in enumerate(loader, start + 1):
+        data_timer.record()
+        epoch = (current_iter - 1) * loader.sampler.global_batch // epoch_size
+        model.update_learning_rate(current_iter, warmup_iter=opt['train'].get('warmup_iter', -1))
+        model.feed_data(data)
+        model.optimize_parameters(current_iter)
+        iter_timer.record()
+        if current_iter % freq.get('print_freq', 100) == 0:
+            times = {'time': iter_timer.get_avg_time(), 'data_time': data_timer.get_avg_time()}
+            rates = {'epoch': int(epoch), 'iter': current_iter, 'lrs': model.get_current_learning_rate()}
+            message({**rates, **times, **model.get_current_log()})
+        if current_iter % freq.get('save_checkpoint_freq', 5000) == 0:
+            model.save(int(epoch), current_iter)
+        validated = bool(opt.get('val')) and current_iter % opt['val'].get('val_freq', total + 1) == 0
+        if validated:
+            _validate(model, opt, validation, current_iter, tb_logger)
+        if on_step:
+            on_step(current_iter, total)
+        data_timer.start()
+        iter_timer.start()
+    return validated
+
+
+def _validate(model: Any, opt: dict[str, Any], loaders: list[DataLoader], current_iter: int, tb_logger: Any) -> None:
+    """Validation leaves the random number generators as they were: a resumed run does not repeat it."""
+    before = get_rng()
+    for loader in loaders if opt.get('val') else []:
+        model.validation(loader, current_iter, tb_logger, opt['val'].get('save_img', False))
+    set_rng(before)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(train_pipeline, argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

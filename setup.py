@@ -1,0 +1,70 @@
+"""Package metadata, and the start-up files that make a plain `import basicsr` know finpercep_plugin's names."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+STARTUP = ('finpercep_plugin.pth', 'finpercep_plugin.start', '_finpercep_autoload.py')
+
+
+class BuildWithStartup(build_py):
+    """Also lays the start-up files at the root of site-packages; being in the wheel's RECORD, they go with `pip uninstall`."""
+
+    def run(self):
+        super().run()
+        # An editable wheel is made from what lies in install_lib, a normal one from build_lib.
+        root = self.get_finalized_command('install').install_lib if self.editable_mode else self.build_lib
+        Path(root).mkdir(parents=True, exist_ok=True)
+        for name in STARTUP:
+            shutil.copyfile(ROOT / 'startup' / name, Path(root) / name)
+
+
+BASICSR = ['basicsr>=1.3.5', 'tensorboard']
+GENERATORS = ['diffusers>=0.25', 'peft>=0.7', 'transformers>=4.35']
+
+setup(
+    name='finpercep_plugin',
+    version=re.search(r"__version__ = '(.+)'", (ROOT / 'finpercep_plugin/__init__.py').read_text(encoding='utf-8'))[1],
+    description='Reward models that see where an image is degraded, and RL fine-tuning of super-resolution generators',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8') if (ROOT / 'README.md').exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['finpercep_plugin', 'finpercep_plugin.*']),
+    package_data={'finpercep_plugin': ['options/*.yml', 'report/*.html', 'report/*.css', 'report/*.js']},
+    cmdclass={'build_py': BuildWithStartup},
+    python_requires='>=3.10',
+    # Floors only, so that installing into a repository with old pins upgrades nothing.
+    install_requires=[
+        'torch>=2.0',
+        'torchvision>=0.15',
+        'numpy>=1.23',
+        'scipy>=1.9',
+        'opencv-python>=4.5',
+        'pillow>=9.1',
+        'pyyaml>=5.4',
+        'lmdb>=1.2',
+        'timm>=0.9',
+        'open_clip_torch>=2.20',
+        'tqdm>=4.60',
+    ],
+    extras_require={
+        'generators': GENERATORS,
+        'basicsr': BASICSR,
+        'dev': [*BASICSR, *GENERATORS, 'pytest', 'ruff', 'pyiqa', 'scikit-image', 'scikit-learn', 'matplotlib'],
+    },
+    entry_points={
+        'console_scripts': [
+            'finpercep-train = finpercep_plugin.cli.train:main',
+            'finpercep-test = finpercep_plugin.cli.test:main',
+            'finpercep-score = finpercep_plugin.cli.score:main',
+            'finpercep-build-fgr = finpercep_plugin.cli.build_fgr:main',
+            'finpercep-quickstart = finpercep_plugin.cli.quickstart:main',
+            'finpercep-options = finpercep_plugin.cli.options:main',
+        ]
+    },
+    classifiers=['License :: OSI Approved :: Apache Software License', 'Programming Language :: Python :: 3'],
+)

@@ -1,0 +1,174 @@
+"""ReFL: the objective by hand, what gets gradient, independence of the batch split, bad settings, and that it raises a reward."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip('diffusers')
+pytest.importorskip('peft')
+from finpercep_plugin.algorithms.refl import ReFL, refl_objective  # noqa: E402
+from finpercep_plugin.config import ConfigError, build  # noqa: E402
+from finpercep_plugin.generators.tiny_diffusion import TinyDiffusion  # noqa: E402
+from finpercep_plugin.registry import ALGORITHMS  # noqa: E402
+from finpercep_plugin.rng import keyed_randn  # noqa: E402
+from finpercep_plugin.rollout import super_resolve  # noqa: E402
+
+
+def brightness(sr, lq=None, gt=None, prompt=None):
+    """1 - the distance of the mean brightness to 0.8, a reward per sample."""
+    score = 1 - (sr.flatten(1).mean(1) - 0.8).abs()
+    return SimpleNamespace(score=score, terms={'brightness': score}, maps={})
+
+
+def make(**options):
+    torch.manual_seed(0)
+    generator = TinyDiffusion(
+        **{'network': {'channels': [8, 8], 'norm_groups': 4}, 'scale': 2, 'residual_sd': 0.2, 'steps': 4, **options}
+    )
+    torch.nn.init.normal_(generator.network.unet.conv_out.weight, std=0.05)
+    return generator
+
+
+def data(batch=4):
+    rng = torch.Generator().manual_seed(2)
+    return torch.rand(batch, 3, 8, 8, generator=rng), torch.rand(batch, 3, 16, 16, generator=rng)
+
+
+def gradient(generator, refl, rows, samples, iteration=5):
+    lq, gt = data()
+    for parameter in generator.parameters():
+        parameter.grad = None
+    loss, diagnostics = refl.loss(generator, generator.condition(lq[rows]), gt[rows], brightness, 3, iteration, samples)
+    loss.backward()
+    grads = {n: p.grad.clone() for n, p in generator.named_parameters() if p.grad is not None}
+    return loss.detach(), diagnostics, grads
+
+
+def test_objective_by_hand():
+    # relu(2 - R): 0, 1.5, 3 -> mean 1.5; times 0.1; MSE mean 0.3, times 0.5
+    reward = torch.tensor([2.5, 0.5, -1.0], requires_grad=True)
+    mse = torch.tensor([0.2, 0.3, 0.4], requires_grad=True)
+    loss, seen = refl_objective(reward, mse, weight=0.1, margin=2.0, pretrain_weight=0.5)
+    assert loss.item() == pytest.approx(0.1 * 1.5 + 0.5 * 0.3)
+    assert {name: round(value.item(), 4) for name, value in seen.items()} == {
+        'l_reward': 0.15,
+        'l_pretrain': 0.15,
+        'reward': 0.6667,
+        'reward_std': 1.4337,
+        'below_margin': 0.6667,
+    }
+    loss.backward()
+    assert reward.grad.tolist() == pytest.approx([0.0, -0.1 / 3, -0.1 / 3])
+    assert mse.grad.tolist() == pytest.approx([0.5 / 3] * 3)
+
+
+def test_objective_gradient_by_finite_differences():
+    rng = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(5, generator=rng, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    step = 1e-2  # the objective works in float32 and is piecewise linear, so a large step is exact
+    loss, _ = refl_objective(*inputs, weight=0.3, margin=0.5)
+    loss.backward()
+    for tensor in inputs:
+        for i in range(5):
+            ends = []
+            for sign in (1, -1):
+                moved = tensor.detach().clone()
+                moved[i] += sign * step
+                ends.append(refl_objective(*[moved if x is tensor else x for x in inputs], weight=0.3, margin=0.5)[0])
+            assert tensor.grad[i].item() == pytest.approx((ends[0] - ends[1]).item() / (2 * step), abs=1e-4)
+
+
+@pytest.mark.parametrize('eta', [0.0, 1.0])
+def test_batch_of_four_equals_two_batches_of_two(eta):
+    generator, refl = make(), ReFL(weight=1.0, eta=eta)
+    loss, _, whole = gradient(generator, refl, [0, 1, 2, 3], [10, 11, 12, 13])
+    parts = [gradient(generator, refl, rows, [10 + i for i in rows]) for rows in ([0, 1], [2, 3])]
+    assert loss.item() == pytest.approx((parts[0][0] + parts[1][0]).item() / 2, abs=1e-6)
+    assert parts[0][1]['k'] == parts[1][1]['k']
+    for name, value in whole.items():
+        torch.testing.assert_close(value, (parts[0][2][name] + parts[1][2][name]) / 2, atol=1e-6, rtol=1e-5)
+
+
+def test_draws_are_keyed():
+    generator, refl = make(), ReFL(k_start=0, weight=1.0)
+    torch.manual_seed(1)
+    first = gradient(generator, refl, [0, 1], [4, 5])[0]
+    torch.manual_seed(2)
+    assert torch.equal(gradient(generator, refl, [0, 1], [4, 5])[0], first)
+    assert not torch.equal(gradient(generator, refl, [0, 1], [4, 6])[0], first)
+    ks = {gradient(generator, refl, [0], [0], iteration)[1]['k'].item() for iteration in range(30)}
+    assert ks == {0.0, 1.0, 2.0, 3.0}
+
+
+@pytest.mark.parametrize('choice', ['all', 'lora', ['unet.conv_out.*']])
+def test_reward_gradient_reaches_trained_parameters_only(choice):
+    generator = make()
+    chosen = generator.trainable(choice, rank=2)
+    with torch.no_grad():
+        for value in chosen.values():
+            value.add_(0.05)
+    grads = gradient(generator, ReFL(weight=1.0, pretrain_weight=0.0), [0, 1], [0, 1])[2]
+    assert {name for name, value in grads.items() if value.any()} == {f'network.{name}' for name in chosen}
+
+
+def test_loss_is_reward_of_step_k_by_hand():
+    """Four steps written out: k = 3 is the last; x0 there is what the whole sampler returns."""
+    generator, (lq, gt) = make(), data(2)
+    loss, seen = ReFL(k_start=3, weight=1.0, margin=2.0, pretrain_weight=0.0).loss(
+        generator, generator.condition(lq), gt, brightness, seed=3, iteration=8, samples=[0, 1]
+    )
+    sr = super_resolve(generator, lq, keyed_randn((3, 16, 16), [0, 1], 3, 8, 'refl start'))
+    expected = brightness(sr).score
+    assert loss.item() == pytest.approx((2 - expected).mean().item(), abs=1e-6)
+    assert seen['reward_brightness'].item() == pytest.approx(expected.mean().item(), abs=1e-6)
+    assert seen['l_pretrain'] == 0 and seen['k'] == 3
+
+
+def test_reward_gets_what_it_needs():
+    seen = {}
+
+    def reward(sr, lq=None, gt=None, prompt=None):
+        seen.update(lq=lq, gt=gt, prompt=prompt)
+        return brightness(sr)
+
+    generator, (lq, gt) = make(), data(2)
+    ReFL().loss(generator, generator.condition(lq, ['a', 'b']), gt, reward, 0, 1, [0, 1])
+    assert torch.equal(seen['lq'], lq) and torch.equal(seen['gt'], gt) and seen['prompt'] == ('a', 'b')
+
+
+def test_window():
+    assert ReFL().window(make(steps=40)) == (30, 39)
+    assert ReFL(k_start=1, k_end=2).window(make()) == (1, 2)
+    assert ReFL(steps=10).window(make()) == (7, 9)
+    assert ReFL().window(make(steps=1)) == (0, 0)
+    with pytest.raises(ValueError, match=r'k_end = 39, but the sampler has 4 steps, indices 0..3'):
+        ReFL(k_start=30, k_end=39).window(make())
+    with pytest.raises(ValueError, match='got k_start = 3, k_end = 2'):
+        ReFL(k_start=3, k_end=2).window(make())
+    with pytest.raises(ValueError, match='has 1 step, '):
+        ReFL(k_end=1).window(make(steps=1))
+    flow = SimpleNamespace(prediction='flow', steps=torch.tensor([1000.0, 500.0]))
+    with pytest.raises(ValueError, match='a flow generator needs eta = 0'):
+        ReFL(eta=1.0).window(flow)
+
+
+def test_built_from_yaml():
+    assert build(ALGORITHMS, {'type': 'ReFL', 'weight': '1e-3', 'k_start': 2}, '$.train.algorithm').weight == 1e-3
+    with pytest.raises(ConfigError, match='algorithm.lamda: unknown key'):
+        build(ALGORITHMS, {'type': 'ReFL', 'lamda': 1.0}, '$.train.algorithm')
+
+
+def test_raises_an_easy_reward():
+    generator, (lq, gt) = make(steps=3), data(4)
+    chosen, refl = generator.trainable('lora', rank=4), ReFL(weight=1.0, pretrain_weight=0.1)
+    optimizer = torch.optim.AdamW(chosen.values(), lr=5e-3)
+    noise = keyed_randn((3, 16, 16), range(4), 'held out')
+    before = brightness(super_resolve(generator, lq, noise)).score
+    for iteration in range(1, 41):
+        loss, _ = refl.loss(generator, generator.condition(lq), gt, brightness, 0, iteration, range(4))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    gain = brightness(super_resolve(generator, lq, noise)).score - before
+    assert gain.mean() > 3 * gain.std() / 2 and gain.mean() > 0.05
