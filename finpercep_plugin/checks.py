@@ -1,6 +1,7 @@
 """YAML files that use anything of the plugin are checked as a whole before anything is loaded; others pass untouched.
 
-Where BasicSR's own sections are concerned, `integrations/schema.py` says what BasicSR 1.4.2 reads; a key that the source of the model or data set in use names
+Where BasicSR's own sections are concerned, `integrations/schema.py` says what BasicSR 1.4.2 reads; a key that the
+source of the model or data set in use names
 counts as known too, so that forks with keys of their own pass.
 """
 
@@ -29,7 +30,8 @@ def check_yaml(file: str | None) -> dict[str, Any]:
     """The raw content of the YAML named on the command line, with what parse_options itself trips over reported first.
 
     Raises:
-        ConfigError: no such file, not YAML, or (where the plugin is used) a section missing that BasicSR cannot do without.
+        ConfigError: no such file, not YAML, or (where the plugin is used) a section missing that BasicSR cannot do
+            without.
     """
     if file is None:
         return {}
@@ -66,7 +68,8 @@ def check_options(opt: Mapping[str, Any]) -> None:
     """Check options as parse_options returns them.
 
     Raises:
-        ConfigError: all problems: unknown keys, wrong types, names that nothing is registered under, files that are not there.
+        ConfigError: all problems: unknown keys, wrong types, names that nothing is registered under, files that are
+            not there.
     """
     if not uses_plugin(opt):
         return
@@ -179,7 +182,9 @@ def _check_component(path: tuple[str, ...], section: Mapping[str, Any]) -> list[
 
 
 def _unknown(section: Mapping[str, Any], path: str, known: set[str], reader: Any) -> list[str]:
-    """Keys that neither the table nor the source of `reader` names: an error, but for foreign readers only where it looks like a slip."""
+    """Keys that neither the table nor the source of `reader` names: an error, but for foreign readers only where it
+    looks like a slip.
+    """
     problems = []
     source = _source(reader)
     for key in section:

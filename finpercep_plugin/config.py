@@ -139,8 +139,9 @@ def _check_keys(
     if not isinstance(options, Mapping):
         problems.append(f'{path}: expected a section (mapping), got {_show(options)}')
         return {}
-    function = schema.__init__ if inspect.isclass(schema) else schema
-    hints = typing.get_type_hints(function)
+    # A dataclass's fields are resolved where each base is defined, a constructor's parameters where it is.
+    plain_class = inspect.isclass(schema) and not dataclasses.is_dataclass(schema)
+    hints = typing.get_type_hints(schema.__init__ if plain_class else schema)
     parameters = {n: p for n, p in inspect.signature(schema).parameters.items() if n not in given}
     named = [n for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     rest = next((n for n, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)

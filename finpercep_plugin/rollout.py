@@ -1,4 +1,4 @@
-"""Sampling from a generator: the chain without gradient, one step with it, the whole way to an image. No reward and no loss in here."""
+"""Sampling from a generator: the chain without gradient, one step with it, the whole way to an image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Trajectory:
     Args:
         latents: n + 1 tensors (B, C, h, w), noisiest first; latents[i] is the sample at timesteps[i].
         timesteps: (n + 1,) timesteps; after the last step of the sampler, only n are left and the last latent is clean.
-        log_probs: n tensors (B,): of latents[i + 1] given latents[i], mean over dimensions; None for a deterministic step, which has none.
+        log_probs: n tensors (B,): of latents[i + 1] given latents[i], mean over dimensions; None for a deterministic
+            step, which has none.
     """
 
     latents: List[torch.Tensor]
@@ -123,7 +124,8 @@ def super_resolve(
     Args:
         generator: see docs/architecture.md.
         lq: RGB images.
-        noise: (B, C, h, w) of the latent, standard normal; from `rng.keyed_randn`, so that a result does not depend on its batch.
+        noise: (B, C, h, w) of the latent, standard normal; from `rng.keyed_randn`, so that a result does not depend on
+            its batch.
         steps: see `sampler_steps`.
         guidance: of `generator.predict`.
         eta: as in `rollout`.

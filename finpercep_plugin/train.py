@@ -1,6 +1,8 @@
-"""Train any BasicSR model: `python -m finpercep_plugin.train -opt X.yml [--auto_resume] [--launcher none|pytorch|slurm] [--force_yml a:b=c ...]`.
+"""Train any BasicSR model: `python -m finpercep_plugin.train -opt X.yml [--auto_resume] [--launcher
+none|pytorch|slurm] [--force_yml a:b=c ...]`.
 
-BasicSR's loop with the data position kept over a resume (`data/sampler.py`), experiments in the current folder, and an orderly end.
+BasicSR's loop with the data position kept over a resume (`data/sampler.py`), experiments in the current folder, and
+an orderly end.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ install()  # at import: a spawned worker imports this module before it unpickles
 
 
 def train_pipeline(
-    root_path: str, opt: Mapping[str, Any] | str | None = None, on_step: Callable[[int, int], None] | None = None
+    root_path: str,
+    opt: Mapping[str, Any] | str | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+    console: bool = True,
 ) -> Any:
     """Train as the options say.
 
@@ -32,6 +37,7 @@ def train_pipeline(
         root_path: the folder that experiments/ and tb_logger/ are made in.
         opt: the content of a YAML file, its path, or None for sys.argv.
         on_step: called with (iteration, total iterations) after each step.
+        console: log to the console too, not to the file alone.
 
     Returns:
         The model.
@@ -47,7 +53,7 @@ def train_pipeline(
     start = state['iter'] if state else 0
     tb_logger = _prepare_folders(opt, fresh=state is None)
     write_options(opt, file, text)
-    logger = open_log(opt, 'train')
+    logger = open_log(opt, 'train', console)
     loader, validation = train_loader(opt, start), val_loaders(opt)
     model = build_model(opt)
     if state:

@@ -1,6 +1,8 @@
-"""Runs at the start of every Python process (finpercep_plugin.pth, or .start since Python 3.15): tiny, and unable to fail.
+"""Runs at the start of every Python process (finpercep_plugin.pth, or .start since Python 3.15): tiny, and unable to
+fail.
 
-Puts one finder at the head of sys.meta_path that answers for `basicsr` alone, so that finpercep_plugin is told when a process imports BasicSR and can
+Puts one finder at the head of sys.meta_path that answers for `basicsr` alone, so that finpercep_plugin is told when a
+process imports BasicSR and can
 enter its names in BasicSR's registries. Nothing is imported before that. FINPERCEP_AUTOLOAD=0 turns it off.
 """
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 SHARED = Path(os.environ.get('FINPERCEP_SHARED', Path(__file__).resolve().parents[2] / 'shared'))
 
@@ -14,3 +15,24 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f'no shared folder at {SHARED} (set FINPERCEP_SHARED)')
     return SHARED
+
+
+@pytest.fixture(scope='session')
+def tiny_rms(tmp_path_factory) -> dict[int, str]:
+    """Files of an RM_0, RM_1 and RM_2 of a few thousand parameters, whose scores and maps depend on the image."""
+    from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
+
+    folder, files = tmp_path_factory.mktemp('rms'), {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vit = {'size': 32, 'patch': 8, 'width': 32, 'depth': 3, 'heads': 2, 'stem': 8}
+        rm = FinPercepRM(stage=0, backbone='small', vit=vit, decoder_width=16, adapter_width=8)
+        for stage in range(3):
+            if stage:
+                rm.grow()
+            with torch.no_grad():  # growth starts from zero layers
+                for parameter in rm.parameters():
+                    parameter += 0.05 * torch.randn(parameter.shape)
+            files[stage] = str(folder / f'rm_{stage}.pth')
+            torch.save(rm.file(), files[stage])
+    return files

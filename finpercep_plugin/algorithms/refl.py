@@ -1,4 +1,7 @@
-"""ReFL: reward feedback learning through one late sampler step (METHOD.md §5; supplement Eq. 1-2; Xu et al. 2023, Algorithm 1)."""
+"""ReFL: reward feedback learning through one late sampler step.
+
+Formulas: METHOD.md §5; FinPercep-RM supplement Eq. 1-2; ImageReward (Xu et al. 2023), Algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ def refl_objective(
         pretrain_weight: of the second term.
 
     Returns:
-        the loss, a scalar, and diagnostics, detached scalars: both weighted terms, reward mean and std, share of samples below the margin.
+        the loss, a scalar, and diagnostics, detached scalars: both weighted terms, reward mean and std, share of
+            samples below the margin.
 
     >>> loss, seen = refl_objective(torch.tensor([1.0, 3.0]), torch.tensor([0.2, 0.4]), weight=0.1)
     >>> round(loss.item(), 4), round(seen['below_margin'].item(), 2)
@@ -54,8 +58,8 @@ def refl_objective(
 class ReFL:
     """Fine-tunes a generator towards a differentiable reward.
 
-    Each iteration samples one step index k for all ranks, runs the sampler to k without gradient, predicts the clean image at k with gradient, and
-    adds the noise-prediction error on the same gt. A one-step generator has k = 0.
+    Each iteration samples one step index k for all ranks, runs the sampler to k without gradient, predicts the clean
+    image at k with gradient, and adds the noise-prediction error on the same gt. A one-step generator has k = 0.
 
     Args:
         k_start: first step index that may be k; None: the last quarter of the sampler begins there.
@@ -84,7 +88,7 @@ class ReFL:
         self.guidance, self.steps, self.eta = guidance, steps, eta
 
     def window(self, generator: Any) -> Tuple[int, int]:
-        """(first, last) step index that may be k, for this generator; call it before training to find a wrong setting early.
+        """(first, last) step index that may be k, for this generator; call it early, to find a wrong setting.
 
         Raises:
             ValueError: the range does not lie inside the sampler, is empty, or eta is not defined for the generator.
@@ -94,7 +98,8 @@ class ReFL:
         last = number - 1 if self.k_end is None else self.k_end
         if last >= number:
             raise ValueError(
-                f'ReFL: k_end = {last}, but the sampler has {number} step{"s" if number > 1 else ""}, indices 0..{number - 1}'
+                f'ReFL: k_end = {last}, but the sampler has {number} step{"s" if number > 1 else ""}, '
+                f'indices 0..{number - 1}'
             )
         if not 0 <= first <= last:
             raise ValueError(f'ReFL: needs 0 <= k_start <= k_end, got k_start = {first}, k_end = {last}')
@@ -126,7 +131,8 @@ class ReFL:
             samples: B global sample indices; every other draw is keyed on them.
 
         Returns:
-            the loss and its diagnostics: those of `refl_objective`, `k`, and the mean of each reward term as `reward_<name>`.
+            the loss and its diagnostics: those of `refl_objective`, `k`, and the mean of each reward term as
+                `reward_<name>`.
         """
         first, last = self.window(generator)
         k = int(keyed_numpy(seed, iteration, 'refl k').integers(first, last + 1))
@@ -135,7 +141,9 @@ class ReFL:
         mse = self._pretrain_mse(generator, cond, gt, seed, iteration, samples)
         loss, diagnostics = refl_objective(output.score, mse, self.weight, self.margin, self.pretrain_weight)
         diagnostics['k'] = torch.tensor(float(k))
-        diagnostics.update({f'reward_{name}': value.detach().float().mean() for name, value in output.terms.items()})
+        for name, value in output.terms.items():
+            value = value.detach().float()
+            diagnostics |= {f'reward_{name}': value.mean(), f'reward_{name}_std': value.std(unbiased=False)}
         return loss, diagnostics
 
     def _sample(

@@ -32,10 +32,10 @@ class SmallViT:
 
     size: int = 96
     patch: int = 8
-    width: int = 128
-    depth: int = 6
+    width: int = 96
+    depth: int = 4
     heads: int = 4
-    stem: int = 32
+    stem: int = 16
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

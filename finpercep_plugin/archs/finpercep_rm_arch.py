@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +43,8 @@ def gate(features: Tensor, degradation: Tensor, kind: str) -> Tensor:
 class FinPercepRM(nn.Module):
     """Reward model at one of its three stages.
 
-    RM_0 gives S_0 alone: CLIP-IQA for a CLIP backbone, encoder + scalar head for the small one. RM_1 adds a light map decoder and the
+    RM_0 gives S_0 alone: CLIP-IQA for a CLIP backbone, encoder + scalar head for the small one; there the head scores each patch and S_0 is the mean,
+    so that learning to rank whole images teaches the encoder where they are degraded. RM_1 adds a light map decoder and the
     map-gated score, RM_2 the full decoder and, by default, adapters in the encoder. `grow` goes from one to the next without changing what
     the model computes:
 
@@ -134,7 +134,7 @@ class FinPercepRM(nn.Module):
         scales = self._scales()
         if self.stage == 0:
             self.decoder = FPNDecoder(channels, self.arch['light_levels'], scales, max(8, width // 2))
-            self.decoder.zero_last(math.log(self.arch['map_prior'] / (1 - self.arch['map_prior'])))
+            self.decoder.start_at(self.arch['map_prior'])
             self.head_norm = nn.LayerNorm(channels[-1])
             wide = channels[-1] * (2 if self.arch['score_gate'] == 'concat' else 1)
             hidden = max(64, channels[-1] // 4)
@@ -202,7 +202,7 @@ class FinPercepRM(nn.Module):
 
     def _base(self, features: list[Tensor], embedding: Tensor) -> Tensor:
         if self.base_head is not None:
-            return self.base_head(features[-1].mean(dim=(-2, -1))).squeeze(1).float()
+            return self.base_head(features[-1].movedim(1, -1)).mean(dim=(1, 2, 3)).float()
         cosine = F.normalize(embedding.float(), dim=-1) @ self.text.float().T
         return (100 * cosine).softmax(dim=-1)[:, 0]
 
@@ -270,5 +270,3 @@ def _quarters(backbone: str) -> tuple[int, ...]:
 
 def _keys(file: Any) -> str:
     return f'keys {sorted(map(str, file))[:8]}' if isinstance(file, dict) else type(file).__name__
-
-

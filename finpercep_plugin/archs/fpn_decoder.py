@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Sequence
 
 import torch.nn.functional as F
@@ -62,7 +63,12 @@ class FPNDecoder(nn.Module):
         logits = self.out(F.gelu(self.smooth(F.gelu(x))))
         return F.interpolate(logits, size=size, mode='bilinear', align_corners=False)
 
-    def zero_last(self, bias: float = 0.0) -> None:
-        """Make the branch's output the constant `bias`, through its last layer only, so that it still gets gradient."""
+    def start_at(self, prior: float) -> None:
+        """Make the map of an untrained decoder about `prior` everywhere, through the last layer's bias (Lin et al. 2017b, focal loss)."""
+        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.constant_(self.out.bias, math.log(prior / (1 - prior)))
+
+    def zero_last(self) -> None:
+        """Make the output zero, through the last layer only, so that the branch still gets gradient."""
         nn.init.zeros_(self.out.weight)
-        nn.init.constant_(self.out.bias, bias)
+        nn.init.zeros_(self.out.bias)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Union
+from typing import Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,9 @@ __all__ = ['FinPercepTinyDiffusion']
 class FinPercepTinyDiffusion(nn.Module):
     """Conditional UNet for diffusing the residual of super-resolution, in pixel space at any size.
 
-    The noisy residual and the upscaled low-quality image are cut into `shuffle` x `shuffle` blocks (pixel_unshuffle) and stacked, so that the UNet
-    works on a grid `shuffle` times coarser; pixel_shuffle takes its output back. Sizes that the grid does not divide are padded by replication and
-    cropped back. The last convolution starts at zero.
+    The noisy residual and the upscaled low-quality image are cut into `shuffle` x `shuffle` blocks (pixel_unshuffle)
+    and stacked, so that the UNet works on a grid `shuffle` times coarser; pixel_shuffle takes its output back. Sizes
+    that the grid does not divide are padded by replication and cropped back. The last convolution starts at zero.
 
     Args:
         in_channels: of the image and of its residual.
@@ -33,7 +33,7 @@ class FinPercepTinyDiffusion(nn.Module):
     Raises:
         ValueError: no level, or a width that norm_groups does not divide.
 
-    >>> net = FinPercepTinyDiffusion(channels=[8, 8], norm_groups=4)
+    >>> net = FinPercepTinyDiffusion(channels=(8, 8), norm_groups=4)
     >>> net(torch.zeros(1, 3, 30, 50), torch.tensor([7]), torch.zeros(1, 3, 30, 50)).shape
     torch.Size([1, 3, 30, 50])
     """
@@ -42,8 +42,8 @@ class FinPercepTinyDiffusion(nn.Module):
         self,
         in_channels: int = 3,
         shuffle: int = 4,
-        channels: List[int] = (64, 96),
-        layers: int = 1,
+        channels: Tuple[int, ...] = (64, 64),
+        layers: int = 2,
         norm_groups: int = 8,
         attention: bool = False,
     ):

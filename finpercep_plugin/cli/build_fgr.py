@@ -1,4 +1,7 @@
-"""finpercep-build-fgr: a folder of photos -> an FGR set: lq, gt, sr, region mask and degradation terms, with a record of how each was made."""
+"""finpercep-build-fgr: a folder of photos -> an FGR set.
+
+Each sample has lq, gt, sr, a region mask, degradation terms, and a record of how it was made.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from typing import Any
 
 __all__ = ['main']
 
-_EPILOG = """The options of the build are those of finpercep_plugin/options/build_fgr.yml; the command line comes before the file.
+_EPILOG = """The options of the build are those of options/build_fgr.yml; the command line comes before the file.
 A stopped or killed build continues when the same command is run again; a finished one grows with a larger --count.
-exit codes: 0 done; 1 done, but photos were skipped (named on stderr), or --verify found problems; 2 wrong usage or refused;
-130 interrupted (the samples so far are stored)"""
+exit codes: 0 done; 1 done, but photos were skipped (named on stderr), or --verify found problems; 2 wrong usage or
+refused; 130 interrupted (the samples so far are stored)"""
 
 _OVERRIDES = ('photos', 'out', 'count', 'size', 'scale', 'seed', 'workers', 'alpha')
 

@@ -21,7 +21,8 @@ def copy(names: list[str], target: Path, force: bool = False) -> list[Path]:
     """Copy YAML files to `target`.
 
     Raises:
-        ValueError: a name that is not shipped, or a file that is there with another content and `force` is False; nothing is copied.
+        ValueError: a name that is not shipped, or a file that is there with another content and `force` is False;
+            nothing is copied.
     """
     files = shipped()
     for name in names:

@@ -31,10 +31,11 @@ def reward_losses(model: Any) -> dict[str, FinPercepRewardLoss]:
 
 
 def attach(model: Any, opt: dict[str, Any]) -> None:
-    """Let a model's reward losses follow the curriculum; nothing happens to a model that has none. Attaching twice is once.
+    """Let a model's reward losses follow the curriculum. A model that has none is left as it is; twice is once.
 
-    - `optimize_parameters(current_iter)` first tells the losses the iteration. The reward's terms and the stage join `model.log_dict`. Where a reward is
-      not finite, nothing is updated, the step is counted, and after `max_bad_steps` of them the run is saved and stopped.
+    - `optimize_parameters(current_iter)` first tells the losses the iteration. The reward's terms and the stage join
+      `model.log_dict`. Where a reward is not finite, nothing is updated, the step is counted, and after
+      `max_bad_steps` of them the run is saved and stopped.
     - `save_training_state` first writes `<iter>.ccl` beside `<iter>.state`, whole or not at all.
     - `resume_training` reads it.
 
@@ -86,7 +87,9 @@ class _Curriculum:
         if not bound:
             return next(iter(self.losses.values())).schedule.step + 1
         value = next(iter(bound.values()))
-        value = value[0] if isinstance(value, tuple) else next(iter(value.values())) if isinstance(value, dict) else value
+        value = (
+            value[0] if isinstance(value, tuple) else next(iter(value.values())) if isinstance(value, dict) else value
+        )
         return int(value)
 
     def _skipped(self, iteration: int, error: NonFiniteReward) -> None:
@@ -97,8 +100,8 @@ class _Curriculum:
         if self.bad_steps >= limit:
             self.model.save(0, iteration)
             raise FloatingPointError(
-                f'{self.bad_steps} steps had rewards that are not finite (max_bad_steps); the state of iter {iteration} is saved. '
-                'Lower train.optim_g.lr or loss_weight'
+                f'{self.bad_steps} steps had rewards that are not finite (max_bad_steps); the state of iter '
+                f'{iteration} is saved. Lower train.optim_g.lr or loss_weight'
             ) from error
 
     def _log(self, terms: bool = True) -> None:
@@ -130,12 +133,14 @@ class _Curriculum:
         file = folder / f'{resume_state["iter"]}.ccl'
         if not file.is_file():
             raise FileNotFoundError(
-                f'{file} is not there; it holds the CCL stage and the reward scales of iteration {resume_state["iter"]}, without which '
-                'the run cannot go on as it was'
+                f'{file} is not there; it holds the CCL stage and the reward scales of iteration '
+                f'{resume_state["iter"]}, without which the run cannot go on as it was'
             )
         state = torch.load(file, map_location='cpu', weights_only=True)
         if set(state['losses']) != set(self.losses):
-            raise ValueError(f'{file} is of a run with reward losses {sorted(state["losses"])}, not {sorted(self.losses)}')
+            raise ValueError(
+                f'{file} is of a run with reward losses {sorted(state["losses"])}, not {sorted(self.losses)}'
+            )
         for name, loss in self.losses.items():
             loss.load_curriculum_state(state['losses'][name])
         self.bad_steps = state['bad_steps']

@@ -34,11 +34,13 @@ def planned_starts(lengths: Sequence[int]) -> dict[int, int]:
 class CCLSchedule:
     """Which reward model is in force, and the scales of all of them.
 
-    The stage is a function of the step and of `starts`, the first step of each stage. The policy here keeps the planned ones; a policy that switches
-    early moves the starts to come in `observe`, and nothing else changes for those who ask for the stage.
+    The stage is a function of the step and of `starts`, the first step of each stage. The policy here keeps the planned
+    ones; a policy that switches early moves the starts to come in `observe`, and nothing else changes for those who ask
+    for the stage.
 
     Args:
-        stages: steps of stage 0, 1, 2, see `planned_starts`. A step is one BasicSR iteration: a rollout batch with all its inner updates.
+        stages: steps of stage 0, 1, 2, see `planned_starts`. A step is one BasicSR iteration: a rollout batch with all
+            its inner updates.
         statistics: mu_k, sd_k; empty if None.
 
     Attributes:

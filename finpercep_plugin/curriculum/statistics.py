@@ -31,7 +31,8 @@ def mean_and_spread(raw: Tensor, floor: float) -> tuple[float, float]:
 class ScoreStatistics:
     """mu_k, sd_k of each stage, measured once and then frozen.
 
-    A running mean would hide every improvement, keep the hinge from ever closing and make each switch of the stage a jump.
+    A running mean would hide every improvement, keep the hinge from ever closing and make each switch of the stage a
+    jump.
 
     Args:
         floor: smallest sd_k; what is measured below it is raised to it, with a warning.
@@ -49,7 +50,8 @@ class ScoreStatistics:
             raw: raw_k (N,), N >= 2.
 
         Raises:
-            ValueError: fewer than two values, one that is not finite, or all the same: such a reward model tells no image from another.
+            ValueError: fewer than two values, one that is not finite, or all the same: such a reward model tells no
+                image from another.
             RuntimeError: they are set already.
         """
         raw = raw.detach().double().flatten().cpu()
@@ -61,7 +63,8 @@ class ScoreStatistics:
         mu, sd = mean_and_spread(raw, 0.0)
         if sd <= 1e-7 * max(1.0, abs(mu)):
             raise ValueError(
-                f'stage {stage}: all {len(raw)} calibration rewards are {mu:.6g}; the reward model tells no image from another'
+                f'stage {stage}: all {len(raw)} calibration rewards are {mu:.6g}; '
+                'the reward model tells no image from another'
             )
         if sd < self.floor:
             log.warning('stage %d: calibration rewards spread by %.3g only; sd is set to %.3g', stage, sd, self.floor)

@@ -1,4 +1,4 @@
-"""gt -> lq: blur, resize, noise and JPEG of random strength, once or twice, as in Real-ESRGAN (arXiv 2107.10833, §3)."""
+"""gt -> lq: blur, resize, noise and JPEG of random strength, once or twice: Real-ESRGAN (arXiv 2107.10833, §3)."""
 
 from __future__ import annotations
 

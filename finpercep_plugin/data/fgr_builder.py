@@ -1,4 +1,4 @@
-"""Photos -> an FGR set: in order, in parallel, resumable after kill -9, the same set whatever the number of workers (METHOD.md §3)."""
+"""Photos -> an FGR set (paper Eq. 3-4): resumable after kill -9, and the same set whatever the number of workers."""
 
 from __future__ import annotations
 
@@ -112,7 +112,10 @@ def _fill(
 
 
 def summarise(reader: Reader, count: int, photos: Sequence[str]) -> dict[str, Any]:
-    """What meta.json tells about the samples as a whole, from their records: p99 of each term, the photo of each sample, the photos skipped."""
+    """What meta.json tells about the samples as a whole, from their records.
+
+    That is p99 of each term, the photos skipped, how many samples each producer made, and the photo of each sample.
+    """
     totals = {t: np.zeros(labels.BINS, np.int64) for t in labels.TERMS}
     number, photo_of, skipped, producers = {name: i for i, name in enumerate(photos)}, [], {}, collections.Counter()
     for index in range(count):

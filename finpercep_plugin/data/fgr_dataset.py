@@ -19,7 +19,7 @@ from finpercep_plugin.data.lmdb_io import CorruptValueError, MissingKeyError, Re
 from finpercep_plugin.registry import DATASETS, nearest
 from finpercep_plugin.rng import keyed_numpy
 
-__all__ = ['FGROptions', 'FinPercepFGRDataset', 'augment', 'split_photos']
+__all__ = ['FGROptions', 'FinPercepFGRDataset', 'augment', 'local_rng', 'split_photos', 'to_tensor']
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ class FGROptions:
         alpha: weight of the pixel term in the map; null takes the build's.
         inside_mask: make the map 0 beyond `dilate` pixels outside the mask.
         dilate: pixels.
-        smooth: standard deviation in pixels of a blur of the map, for reward models too coarse to follow single pixels; 0 leaves the map as the paper
-            defines it.
+        smooth: standard deviation in pixels of a blur of the map, for reward models too coarse to follow single
+            pixels; 0 leaves the map as the paper defines it.
         crop_size: side of a random crop of gt, a multiple of the scale; null for whole samples.
         use_hflip, use_rot: random flips and quarter turns, of the pictures, mask and map alike.
         limit: use the first so many samples only.
@@ -90,8 +90,8 @@ class FGROptions:
 class FinPercepFGRDataset(Dataset):
     """FGR samples as tensors.
 
-    An item: `lq` (3, h / scale, w / scale), `gt`, `sr`, `syn` (3, h, w) in [0, 1]; `map` (1, h, w), 1 = fully degraded; `mask` (1, h, w),
-    1 = sr; `key`, `lq_path`, `gt_path`.
+    An item: `lq` (3, h / scale, w / scale), `gt`, `sr`, `syn` (3, h, w) in [0, 1]; `map` (1, h, w), 1 = fully
+    degraded; `mask` (1, h, w), 1 = sr; `key`, `lq_path`, `gt_path`.
 
     Random draws come from a local generator seeded by torch's global one, which PyTorch seeds in every worker.
 
@@ -147,9 +147,9 @@ class FinPercepFGRDataset(Dataset):
                 logger.warning('%s: sample %s skipped: %s', self.options.dataroot, key, error)
         else:
             raise FGRError(f'{self.options.dataroot}: none of the {len(self.keys)} samples can be read')
-        arrays = augment(arrays, self.scale, self.options, _local_rng)
+        arrays = augment(arrays, self.scale, self.options, local_rng)
         path = f'{self.options.dataroot}/{key}.png'
-        return {**{k: _tensor(v) for k, v in arrays.items()}, 'key': key, 'lq_path': path, 'gt_path': path}
+        return {**{k: to_tensor(v) for k, v in arrays.items()}, 'key': key, 'lq_path': path, 'gt_path': path}
 
     def read(self, key: str) -> dict[str, np.ndarray]:
         """The sample before augmentation: lq, gt, sr uint8; syn, map, mask float32 in [0, 1].
@@ -207,8 +207,8 @@ def augment(arrays: dict[str, np.ndarray], scale: int, options: FGROptions, make
 def split_photos(photos: list[str], val_fraction: float, val_photos: list[str] | None) -> set[str]:
     """The validation photos.
 
-    By `val_photos`, names or patterns, each of which must fit a photo; else `val_fraction` of the photos, at least one, chosen by a hash of their
-    names: the same photo stays on its side in every set with the same photos.
+    By `val_photos`, names or patterns, each of which must fit a photo; else `val_fraction` of the photos, at least
+    one, chosen by a hash of their names: the same photo stays on its side in every set with the same photos.
 
     Raises:
         FGRError: a pattern that fits no photo, or nothing left to train on.
@@ -240,11 +240,11 @@ def _choose(meta: dict[str, Any], options: FGROptions) -> list[str]:
     return keys
 
 
-def _local_rng() -> np.random.Generator:
+def local_rng() -> np.random.Generator:
     return np.random.default_rng(int(torch.randint(2**62, ())))
 
 
-def _tensor(array: np.ndarray) -> Tensor:
+def to_tensor(array: np.ndarray) -> Tensor:
     """(H, W[, C]) uint8 or float32 -> (C, H, W) float32, uint8 scaled to [0, 1]."""
     planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     tensor = torch.from_numpy(np.ascontiguousarray(planes))

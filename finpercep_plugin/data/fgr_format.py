@@ -1,6 +1,7 @@
 """What an FGR set is on disk; the builder writes it, the dataset and `verify` read it.
 
-A folder with `data.mdb` (`lmdb_io`) and `meta.json`. Sample i has the key `i` in eight digits, and in the store, under `<key>/<part>`::
+A folder with `data.mdb` (`lmdb_io`) and `meta.json`. Sample i has the key `i` in eight digits, and in the store, under
+`<key>/<part>`::
 
     lq gt sr   8-bit RGB PNG
     mask       8-bit grey PNG, 255 = sr, in between on a feathered edge; syn = mask * sr + (1 - mask) * gt is not stored
@@ -8,8 +9,8 @@ A folder with `data.mdb` (`lmdb_io`) and `meta.json`. Sample i has the key `i` i
     feature    16-bit grey PNG of 1 - cos of the features;         raw value = 2 * stored / 65535
     record     JSON: photo, crop, degradation, producer, mask, seed, histograms of the two terms, SHA-256 of the parts
 
-`meta.json`: format version, build options, the photos and those skipped, number of samples, p99 of each term over the set, the photo of each
-sample. It is replaced atomically; `complete: false` marks a build that has to be resumed.
+`meta.json`: format version, build options, the photos and those skipped, number of samples, p99 of each term over the
+set, the photo of each sample. It is replaced atomically; `complete: false` marks a build that has to be resumed.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from finpercep_plugin.data.degradation import DegradationOptions
 from finpercep_plugin.data.masks import MaskOptions
 from finpercep_plugin.registry import PRODUCERS
 
-__all__ = ['BuildOptions', 'build_producers', 'identity', 'read_time']
+__all__ = ['BuildOptions', 'build_producers', 'identity']
 
-read_time = ('photos', 'out', 'count', 'workers', 'alpha')
+_READ_TIME = ('photos', 'out', 'count', 'workers', 'alpha')
 """Fields that do not change sample i."""
 
 
@@ -34,10 +34,13 @@ class BuildOptions:
         workers: processes; 0 works in this one. No effect on the result.
         alpha: weight of the pixel term in the map that readers make unless they set their own.
         feature: the feature term: 'gabor', a fixed filter bank, or 'none' (with alpha 1).
-        min_detail: crops whose mean gradient (of luma in [0, 1], per pixel) is less are drawn again, up to 8 times: a blank wall has no labels.
-        min_change: masks inside which the mean |sr - gt| is less are drawn again, up to 8 times: a region that looks the same is no degradation.
+        min_detail: crops whose mean gradient (of luma in [0, 1], per pixel) is less are drawn again, up to 8 times: a
+            blank wall has no labels.
+        min_change: masks inside which the mean |sr - gt| is less are drawn again, up to 8 times: a region that looks
+            the same is no degradation.
         degradation, mask: gt -> lq, and the region that is replaced.
-        producers: sections `type:`, `weight:` (1 when left out) and the producer's own options; one is drawn by weight a sample.
+        producers: sections `type:`, `weight:` (1 when left out) and the producer's own options; one is drawn by weight
+            a sample.
     """
 
     photos: list[str] = dataclasses.field(default_factory=list)
@@ -92,7 +95,7 @@ def build_producers(options: BuildOptions) -> tuple[list[str], list[float], list
             own = {k: v for k, v in section.items() if k not in ('type', 'weight')}
             instances.append(cls(**arguments(cls, own, path)))
         except ConfigError as error:
-            problems += error.problems
+            problems += [p if p.startswith('$') else f'{path}.{p}' for p in error.problems]
         except (ValueError, OSError) as error:
             problems.append(f'{path}.{error}')
     if not problems and not sum(weights):
@@ -114,7 +117,7 @@ def _type_of(section: Any, path: str) -> str:
 
 def identity(options: BuildOptions) -> dict[str, Any]:
     """The options that decide what sample i is, JSON-ready: defaults filled in, weight files by their content."""
-    fields = {k: v for k, v in dataclasses.asdict(options).items() if k not in read_time}
+    fields = {k: v for k, v in dataclasses.asdict(options).items() if k not in _READ_TIME}
     fields['producers'] = [_resolved(section) for section in options.producers]
     return json.loads(json.dumps(fields, default=str))
 

@@ -1,10 +1,11 @@
-"""One FGR sample: a pure function of (photos, options, index), so that it does not matter which process makes it, when, or how often."""
+"""One FGR sample: a pure function of (photos, options, index), whichever process makes it, when, or how often."""
 
 from __future__ import annotations
 
 import collections
 import functools
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -16,10 +17,10 @@ from finpercep_plugin.data.degradation import degrade
 from finpercep_plugin.data.fgr_format import PARTS, FGRError, encode_png, sample_key, to_json
 from finpercep_plugin.data.fgr_options import BuildOptions, build_producers
 from finpercep_plugin.data.masks import draw_mask
-from finpercep_plugin.images import ImageError, read_image
+from finpercep_plugin.images import ImageError, list_images, read_image
 from finpercep_plugin.rng import keyed_numpy
 
-__all__ = ['SampleMaker', 'draw_crop']
+__all__ = ['PhotoCache', 'SampleMaker', 'draw_crop', 'photo_list']
 
 _TRIES = 8
 _CACHED_BYTES = 192 << 20
@@ -90,9 +91,7 @@ class SampleMaker:
         gt = np.ascontiguousarray(photo[y : y + side, x : x + side])
         lq, degradation = degrade(gt, options.scale, options.degradation, self._rng(index, 'degradation'))
         choice = int(self._rng(index, 'choice').choice(len(self.producers), p=self.weights))
-        sr, how = self.producers[choice](lq, options.scale, self._rng(index, 'producer'))
-        if sr.shape != gt.shape or sr.dtype != np.uint8:
-            raise FGRError(f'producer {self.names[choice]}: expected {gt.shape} uint8, got {sr.shape} {sr.dtype}')
+        sr, how = self._produce(choice, lq, index)
         mask, region = _draw_region(sr, gt, options, self._rng(index, 'mask'))
         terms = _terms(sr, gt, mask, options.feature)
         stored = {t: labels.to_uint16(terms[t], labels.SCALES[t]) for t in labels.TERMS}
@@ -108,6 +107,18 @@ class SampleMaker:
             'histograms': {t: _sparse(labels.histogram(v)) for t, v in stored.items()},
         }
         return _pack(index, {'lq': lq, 'gt': gt, 'sr': sr, 'mask': mask, **stored}, record)
+
+    def _produce(self, choice: int, lq: np.ndarray, index: int) -> tuple[np.ndarray, dict[str, Any]]:
+        scale, name = self.options.scale, self.names[choice]
+        try:
+            sr, how = self.producers[choice](lq, scale, self._rng(index, 'producer'))
+        except Exception as error:
+            message = f'producer {name} failed at sample {index}: {type(error).__name__}: {error}'
+            raise FGRError(message) from error
+        expected = (lq.shape[0] * scale, lq.shape[1] * scale, 3)
+        if sr.shape != expected or sr.dtype != np.uint8:
+            raise FGRError(f'producer {name}: expected {expected} uint8, got {sr.shape} {sr.dtype}')
+        return sr, how
 
     def _rng(self, index: int, purpose: str) -> np.random.Generator:
         return keyed_numpy(self.options.seed, index, purpose)
@@ -147,7 +158,7 @@ def draw_crop(photo: np.ndarray, size: int, min_detail: float, rng: np.random.Ge
 def _draw_region(
     sr: np.ndarray, gt: np.ndarray, options: BuildOptions, rng: np.random.Generator
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The first of 8 masks inside which sr differs enough from gt, else the one where it differs most, and its record."""
+    """The first of 8 masks inside which sr differs enough from gt, else where it differs most, and its record."""
     change = np.abs(sr.astype(np.float32) - gt).mean(-1) / 255
     best, most = None, -1.0
     for _ in range(_TRIES):
@@ -191,16 +202,14 @@ def _pack(index: int, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> 
 
 
 def photo_list(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
-    """(name, path) of every image file in `sources`; names are relative to what the sources have in common, with / between folders.
+    """(name, path) of every image file in `sources`.
+
+    Names are relative to the folder that the sources have in common, with / between folders.
 
     Raises:
         FGRError: none there.
         FileNotFoundError: a source that is not there.
     """
-    import os
-
-    from finpercep_plugin.images import list_images
-
     paths = list_images([Path(s).expanduser() for s in sources])
     if not paths:
         raise FGRError(f'no image files in {", ".join(map(str, sources)) or "photos (an empty list)"}')

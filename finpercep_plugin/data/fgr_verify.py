@@ -19,8 +19,9 @@ __all__ = ['verify']
 def verify(path: str | Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Every problem of an FGR set; empty when it is sound.
 
-    Checked: meta.json, that each sample has all its parts and no others, checksums, sizes and types, that the stored pixel term is |syn - gt| of the
-    stored pictures, the histograms, and the figures that meta.json takes from the records.
+    Checked: meta.json, that each sample has all its parts and no others, checksums, sizes and types, that the stored
+    pixel term is |syn - gt| of the stored pictures, the histograms, and the figures that meta.json takes from the
+    records.
 
     Args:
         path: the folder of the set.

@@ -80,8 +80,9 @@ def feature_term(syn: np.ndarray, gt: np.ndarray, extractor: Extractor) -> np.nd
 def cosine_distance(a: np.ndarray, b: np.ndarray, eps: float = 1e-3) -> np.ndarray:
     """1 - (a.b + eps) / sqrt((|a|^2 + eps) (|b|^2 + eps)) over the last axis.
 
-    That is the cosine distance after appending one constant channel sqrt(eps) to both: it is exactly 0 where a = b, also where both are flat, stays
-    in [0, 2], and differences far below sqrt(eps) do not count. The default suits `gabor_features`.
+    That is the cosine distance after appending one constant channel sqrt(eps) to both: it is exactly 0 where a = b,
+    also where both are flat, stays in [0, 2], and differences far below sqrt(eps) do not count. The default suits
+    `gabor_features`.
 
     >>> cosine_distance(np.zeros(3), np.zeros(3)).item()
     0.0
@@ -94,9 +95,10 @@ def cosine_distance(a: np.ndarray, b: np.ndarray, eps: float = 1e-3) -> np.ndarr
 def gabor_features(image: np.ndarray) -> np.ndarray:
     """A fixed bank: local energies of 4 orientations at 3 scales, a signed gradient, and two opponent colours.
 
-    The energy is the modulus of the even and odd Gabor response on luma, averaged over about a wavelength, so that it tells texture and
-    sharpness, not the phase of every edge. Each scale is an octave below the one before and weighs half of it, against the 1/f spectrum of
-    photographs, where fine detail would otherwise hardly count. The colours weigh little, or a saturated surface would hide its lost texture.
+    The energy is the modulus of the even and odd Gabor response on luma, averaged over about a wavelength, so that it
+    tells texture and sharpness, not the phase of every edge. Each scale is an octave below the one before and weighs
+    half of it, against the 1/f spectrum of photographs, where fine detail would otherwise hardly count. The colours
+    weigh little, or a saturated surface would hide its lost texture.
 
     Args:
         image: (H, W, 3) floats in [0, 1].
@@ -171,7 +173,8 @@ def combine(
         pixel, feature: (H, W) raw terms.
         alpha: weight of the pixel term, [0, 1].
         p99: {'pixel': ..., 'feature': ...}.
-        mask: (H, W); when given, the map is 0 beyond `dilate` pixels from where it is above 0, since features look around corners.
+        mask: (H, W); when given, the map is 0 beyond `dilate` pixels from where it is above 0, since features look
+            around corners.
         smooth: standard deviation in pixels of a Gaussian blur of the map before the mask; 0 for none.
 
     Returns:

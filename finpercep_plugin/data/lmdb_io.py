@@ -1,7 +1,7 @@
 """The only importer of lmdb: a checksummed key -> bytes store that survives fork, spawn, threads and kill -9.
 
-A value is stored as its payload followed by the payload's CRC-32 (4 bytes, little-endian). PNG and JPEG decoders ignore bytes after the end of the
-picture, so other tools can still decode a raw value.
+A value is stored as its payload followed by the payload's CRC-32 (4 bytes, little-endian). PNG and JPEG decoders
+ignore bytes after the end of the picture, so other tools can still decode a raw value.
 """
 
 from __future__ import annotations

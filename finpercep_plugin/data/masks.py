@@ -46,7 +46,8 @@ def draw_mask(height: int, width: int, options: MaskOptions, rng: np.random.Gene
     """A mask and how it was made.
 
     Returns:
-        mask: (H, W) uint8, 255 = replaced, in between on a feathered edge. Its area before feathering is within `options.area`.
+        mask: (H, W) uint8, 255 = replaced, in between on a feathered edge. Its area before feathering is within
+            `options.area`.
         record: kind, number of shapes, feather, area.
     """
     names = sorted(options.kinds)

@@ -1,4 +1,6 @@
-"""Training data as a function of the position in the run, so that it does not depend on workers, ranks or when the run was killed."""
+"""Training data as a function of the position in the run, so that it does not depend on workers, ranks or when the
+run was killed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ __all__ = ['PositionDataset', 'PositionSampler', 'seeded']
 
 
 class PositionSampler(Sampler[int]):
-    """The positions that one rank reads: iteration `it` (from 0) of rank r takes [it * global_batch + r * B, ... + B), B = global_batch / world.
+    """The positions that one rank reads: iteration `it` (from 0) of rank r takes [it * global_batch + r * B, ... +
+    B), B = global_batch / world.
 
     Args:
         global_batch: samples an iteration takes over all ranks.
@@ -49,10 +52,13 @@ class PositionSampler(Sampler[int]):
 
 
 class PositionDataset(Dataset):
-    """Any map-style data set, read by position: position p is item p % n of epoch p // n, under RNGs keyed on (seed, p).
+    """Any map-style data set, read by position: position p is item p % n of epoch p // n, under RNGs keyed on (seed,
+    p).
 
-    The permutation of an epoch is keyed on (seed, epoch). While an item is read, the global python, numpy and torch generators, which BasicSR's data
-    sets draw crops and flips from, are seeded with (seed, p); afterwards they are as they were. A data set smaller than a batch just wraps.
+    The permutation of an epoch is keyed on (seed, epoch). While an item is read, the global python, numpy and torch
+    generators, which BasicSR's data
+    sets draw crops and flips from, are seeded with (seed, p); afterwards they are as they were. A data set smaller
+    than a batch just wraps.
 
     Args:
         dataset: the data set.

@@ -1,6 +1,7 @@
 """What a network's output says about the clean image and the noise, for eps, v and flow models (METHOD.md §5).
 
-`level` is `a_t` for eps and v, `sigma` for flow, broadcastable to x_t; see `diffusion.schedule`. Everything is computed in float32.
+`level` is `a_t` for eps and v, `sigma` for flow, broadcastable to x_t; see `diffusion.schedule`. Everything is computed
+in float32.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def to_x0(x_t: torch.Tensor, out: torch.Tensor, level: torch.Tensor, prediction:
         return level.sqrt() * x_t - (1 - level).sqrt() * out
     if bool((level == 0).any()):
         raise ValueError(
-            'x0 is not defined by an eps prediction at a_t = 0 (zero terminal SNR); use a v model, or a schedule whose last level is above 0'
+            'x0 is not defined by an eps prediction at a_t = 0 (zero terminal SNR); '
+            'use a v model, or a schedule whose last level is above 0'
         )
     return (x_t - (1 - level).sqrt() * out) / level.sqrt()
 

@@ -1,7 +1,7 @@
 """Noise schedules: what a timestep means.
 
-A *level* is the one number that a timestep stands for: `a_t` = alphas_cumprod for eps and v models, `sigma` for flow models. The other modules of
-this package take levels, never timesteps.
+A *level* is the one number that a timestep stands for: `a_t` = alphas_cumprod for eps and v models, `sigma` for flow
+models. The other modules of this package take levels, never timesteps.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ def alphas_cumprod(
 ) -> torch.Tensor:
     """`a_t = prod_{s <= t} (1 - beta_s)`, (train_steps,), float32, descending.
 
-    In float32 and in the order of operations of diffusers, so that released models see the numbers they were trained with.
+    In float32 and in the order of operations of diffusers, so that released models see the numbers they were trained
+    with.
 
     Args:
-        kind: 'linear': betas evenly spaced (DDPM); 'scaled_linear': their square roots are (Stable Diffusion); 'cosine': `a_t` follows a squared
-            cosine (Nichol & Dhariwal 2021, Eq. 17), betas at most 0.999.
+        kind: 'linear': betas evenly spaced (DDPM); 'scaled_linear': their square roots are (Stable Diffusion);
+            'cosine': `a_t` follows a squared cosine (Nichol & Dhariwal 2021, Eq. 17), betas at most 0.999.
         train_steps: number of timesteps.
         beta_start: first beta; unused by 'cosine'.
         beta_end: last beta; unused by 'cosine'.
@@ -62,7 +63,7 @@ def alphas_cumprod(
 
 
 def zero_terminal_snr(alphas: torch.Tensor) -> torch.Tensor:
-    """The schedule shifted and scaled so that its last level is exactly 0 and its first is kept (Lin et al. 2023, Alg. 1).
+    """The schedule shifted and scaled: its last level is exactly 0, its first is kept (Lin et al. 2023, Alg. 1).
 
     Args:
         alphas: (T,) alphas_cumprod.
@@ -82,7 +83,8 @@ def respaced_timesteps(
     Args:
         steps: how many.
         train_steps: of how many.
-        spacing: as diffusers' schedulers mean it: 'leading' ends at `offset`, 'trailing' starts at train_steps - 1, 'linspace' does both.
+        spacing: as diffusers' schedulers mean it: 'leading' ends at `offset`, 'trailing' starts at train_steps - 1,
+            'linspace' does both.
         offset: added to 'leading' (`steps_offset`; 1 for Stable Diffusion).
 
     Raises:
@@ -126,7 +128,7 @@ class DiscreteSchedule:
         return len(self.alphas)
 
     def level(self, t: Union[int, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-        """Levels of `t` on the device of `like`, float32, (1, 1, ..) for a number or (B, 1, ..) for a (B,) tensor, ready to multiply `like`.
+        """Levels of `t`, float32, on the device of `like` and ready to multiply it: (1, 1, ..), or (B, 1, ..) of (B,).
 
         Raises:
             IndexError: t >= T.
@@ -153,7 +155,10 @@ class FlowSchedule:
         self.shift, self.train_steps = shift, train_steps
 
     def timesteps(self, steps: int) -> torch.Tensor:
-        """The sampler's timesteps, (steps,), float32, descending; as diffusers' FlowMatchEulerDiscreteScheduler makes them, which shifts the smallest sigma twice."""
+        """The sampler's timesteps, (steps,), float32, descending.
+
+        As diffusers' FlowMatchEulerDiscreteScheduler makes them, which shifts the smallest sigma twice.
+        """
         last = self._shifted(1 / self.train_steps)
         values = [self._shifted(s) * self.train_steps for s in np.linspace(1.0, last, steps)]
         return torch.tensor(values, dtype=torch.float32)

@@ -26,7 +26,8 @@ def step(
         std  = eta sqrt((1 - a') / (1 - a)) sqrt(1 - a / a')
         mean = sqrt(a') x0 + sqrt(1 - a' - std^2) eps
 
-    eta = 1 is respaced DDPM with its small variance; the step to a' = 1 has std 0 and mean x0. flow: Euler, `x_t + (sigma' - sigma) v`, std 0.
+    eta = 1 is respaced DDPM with its small variance; the step to a' = 1 has std 0 and mean x0. flow: Euler, `x_t +
+    (sigma' - sigma) v`, std 0.
 
     Args:
         x_t: (B, C, h, w).
@@ -54,7 +55,8 @@ def step(
 def gaussian_log_prob(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Log-density of x under N(mean, std^2), the **mean** over all but the first dimension, (B,).
 
-    The mean, since the sum over 10^5 dimensions makes policy ratios useless (RL.md). The sample is detached: a policy gradient goes through the mean.
+    The mean, since the sum over 10^5 dimensions makes policy ratios useless (RL.md). The sample is detached: a policy
+    gradient goes through the mean.
 
     Args:
         x: (B, ...) the sample drawn.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
-from typing import Any, Dict, Mapping, Union
+from typing import Any, Dict, Mapping, Sequence, Union
 
 import torch
 
 from finpercep_plugin.registry import nearest
 
-__all__ = ['check_keys', 'read_weights', 'write_weights']
+__all__ = ['check_arch', 'check_keys', 'read_weights', 'write_weights']
 
 
 def read_weights(path: Union[str, Path], what: str) -> Dict[str, Any]:
@@ -66,6 +66,29 @@ def check_keys(
     ]
     if lines:
         raise ValueError(f'{source} does not fit the model:\n  ' + '\n  '.join(lines))
+
+
+def check_arch(
+    own: Mapping[str, Any], found: Mapping[str, Any], source: Union[str, Path], names: Sequence[str]
+) -> None:
+    """Compare the options that change what weights mean; a file without them is taken at its word.
+
+    Args:
+        own: options of the model.
+        found: options in the file.
+        source: the file, for the message.
+        names: of the options compared.
+
+    Raises:
+        ValueError: every option that differs.
+    """
+    lines = [
+        f'{name} is {found[name]!r} in the file, {own[name]!r} in the model'
+        for name in names
+        if name in found and found[name] != own[name]
+    ]
+    if lines:
+        raise ValueError(f'{source} was made by a model with other options:\n  ' + '\n  '.join(lines))
 
 
 def write_weights(data: Mapping[str, Any], path: Union[str, Path]) -> None:

@@ -20,7 +20,8 @@ def add_lora(
 ) -> List[str]:
     """Put LoRA adapters into linear and convolution modules, in place.
 
-    Their B starts at zero, so the network's function is kept; A is drawn from `seed`, the global generator is left alone.
+    Their B starts at zero, so the network's function is kept; A is drawn from `seed`, the global generator is left
+    alone.
 
     Args:
         network: receives the adapters.

@@ -1,7 +1,9 @@
 """BasicSR learns finpercep_plugin's names, and runs on today's libraries, on a CPU and under torchrun.
 
-`install()` puts one finder at the head of sys.meta_path. It answers only for the BasicSR modules of `PATCHES`: it finds them where they are (pip's,
-editable, or a repository's own), lets them run, and then replaces a few of their functions by wrappers (`wrappers.py`) and enters the plugin's names
+`install()` puts one finder at the head of sys.meta_path. It answers only for the BasicSR modules of `PATCHES`: it
+finds them where they are (pip's,
+editable, or a repository's own), lets them run, and then replaces a few of their functions by wrappers
+(`wrappers.py`) and enters the plugin's names
 in the registries. A name is entered as a callable that imports its component when it is first called.
 """
 
@@ -119,7 +121,9 @@ def require() -> Any:
 
 
 def register() -> None:
-    """Enter the plugin's names in BasicSR's registries, as far as these are imported. A name already held stays as it is."""
+    """Enter the plugin's names in BasicSR's registries, as far as these are imported. A name already held stays as it
+    is.
+    """
     module = sys.modules.get('basicsr.utils.registry')
     with _lock:
         for variable, table in REGISTRIES.items():
@@ -155,7 +159,9 @@ def _lazy(table: ours.Registry, name: str) -> Callable[..., Any]:
 
 
 def _patch(module_name: str) -> None:
-    """Replace what `PATCHES` names in a module, and wherever BasicSR's modules hold the same object under a name of theirs."""
+    """Replace what `PATCHES` names in a module, and wherever BasicSR's modules hold the same object under a name of
+    theirs.
+    """
     wrappers = importlib.import_module('finpercep_plugin.integrations.wrappers')
     module = sys.modules[module_name]
     for target, maker in PATCHES[module_name].items():

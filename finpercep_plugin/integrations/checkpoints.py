@@ -1,10 +1,11 @@
-"""Checkpoints of BasicSR's own models: whole or absent, with the random number generators beside them, and safe to load."""
+"""Checkpoints of BasicSR's own models: whole or absent, with the random number generators beside them, and safe to
+load.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-import pickle
 import random
 import shutil
 import zipfile
@@ -60,7 +61,8 @@ def set_rng(state: dict[str, Any]) -> None:
 def protect(model: Any) -> None:
     """Make `model.save` all or nothing, and carry the RNG states over a resume.
 
-    The model saves into hidden folders, from which the files are renamed, the `.state` last: what BasicSR's resume looks for exists only once everything
+    The model saves into hidden folders, from which the files are renamed, the `.state` last: what BasicSR's resume
+    looks for exists only once everything
     it needs does. The plugin's own models do this themselves.
     """
     if type(model).__module__.startswith('finpercep_plugin.') or not model.opt.get('is_train'):
@@ -187,10 +189,9 @@ def _load(opt: dict[str, Any], file: Path, where: str) -> dict[str, Any]:
         raise ConfigError([f'{where}: no training state at {file.absolute()}'])
     try:
         state = torch.load(file, map_location='cpu', weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise ConfigError(
-            [f'{where}: {file} is not a whole, safe training state: {str(error).splitlines()[0]}']
-        ) from error
+    except Exception as error:  # what a cut-off pickle or zip raises is anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError([f'{where}: {file} is not a whole, safe training state: {reason}']) from error
     if not isinstance(state, dict) or not isinstance(state.get('iter'), int):
         raise ConfigError([f'{where}: {file} is not a training state of BasicSR (no `iter` in it)'])
     check_resume(opt, state['iter'])

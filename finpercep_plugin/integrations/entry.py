@@ -57,7 +57,8 @@ def read_options(
         is_train: False for a test.
 
     Returns:
-        The options, the name of their YAML file and its text. The seed is 0 where the YAML has none, so that a run can be resumed.
+        The options, the name of their YAML file and its text. The seed is 0 where the YAML has none, so that a run
+        can be resumed.
 
     Raises:
         ConfigError: the options are wrong; see `finpercep_plugin.checks`.
@@ -96,8 +97,10 @@ def write_options(opt: dict[str, Any], file: Path, text: str) -> None:
         kept.write_text(f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n{text}', encoding='utf-8')
 
 
-def open_log(opt: dict[str, Any], kind: str) -> logging.Logger:
-    """BasicSR's logger with a new file in `path.log`, also in a process that has run before."""
+def open_log(opt: dict[str, Any], kind: str, console: bool = True) -> logging.Logger:
+    """BasicSR's logger with a new file in `path.log`, also in a process that has run before; without `console`, in
+    the file alone.
+    """
     from basicsr.utils import get_env_info, get_root_logger, get_time_str
     from basicsr.utils import logger as logger_module
     from basicsr.utils.options import dict2str
@@ -109,6 +112,9 @@ def open_log(opt: dict[str, Any], kind: str) -> logging.Logger:
         handler.close()
     file = Path(opt['path']['log']) / f'{kind}_{opt["name"]}_{get_time_str()}.log'
     logger = get_root_logger(log_level=logging.INFO, log_file=str(file))
+    if not console:
+        for handler in [h for h in logger.handlers if not isinstance(h, logging.FileHandler)]:
+            logger.removeHandler(handler)
     logger.info(get_env_info())
     logger.info(dict2str(opt))
     return logger

@@ -1,6 +1,7 @@
 """Modules that BasicSR and its forks import and that current libraries no longer have.
 
-Each is made only when nothing else provides it, from what the library calls it today: the finder stands at the end of sys.meta_path.
+Each is made only when nothing else provides it, from what the library calls it today: the finder stands at the end of
+sys.meta_path.
 """
 
 from __future__ import annotations

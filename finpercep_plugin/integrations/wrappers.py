@@ -1,4 +1,6 @@
-"""What is put around BasicSR's functions. Each maker takes the original and returns its wrapper; with a GPU and nothing of ours, it is the original."""
+"""What is put around BasicSR's functions. Each maker takes the original and returns its wrapper; with a GPU and
+nothing of ours, it is the original.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def _yaml_argument() -> str | None:
 
 
 def _writable(path: str) -> str:
-    """`python -m basicsr.train` takes the folder above the package for the repository; were that site-packages, use the current folder."""
+    """`python -m basicsr.train` takes the folder above the package for the repository; were that site-packages, use
+    the current folder.
+    """
     parts = Path(path).parts
     for name in ('site-packages', 'dist-packages'):
         if name in parts:
@@ -96,7 +100,9 @@ def _numbers(value: Any) -> Any:
 
 
 def _patch_caller() -> None:
-    """`python basicsr/train.py` runs its own load_resume_state, in `__main__`: reached here, since its module has run by now."""
+    """`python basicsr/train.py` runs its own load_resume_state, in `__main__`: reached here, since its module has run
+    by now.
+    """
     main = sys.modules['__main__']
     function = getattr(main, 'load_resume_state', None)
     if 'current_device' in getattr(getattr(function, '__code__', None), 'co_names', ()):
@@ -128,7 +134,9 @@ def relocated(original: Callable) -> Callable:
 
 
 def build_model(original: Callable) -> Callable:
-    """Any model built gets the curriculum hook, if it holds a reward that wants it, and checkpoints that are whole or absent."""
+    """Any model built gets the curriculum hook, if it holds a reward that wants it, and checkpoints that are whole or
+    absent.
+    """
 
     def wrapper(opt: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         from finpercep_plugin.checks import uses_plugin
@@ -188,7 +196,9 @@ def model_to_device(original: Callable) -> Callable:
 
 
 def init_dist(original: Callable) -> Callable:
-    """gloo where there is no GPU; `dist_params: {backend, timeout (minutes)}` for every launcher; the group is left in order at exit."""
+    """gloo where there is no GPU; `dist_params: {backend, timeout (minutes)}` for every launcher; the group is left
+    in order at exit.
+    """
 
     def wrapper(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
         import torch
@@ -226,7 +236,9 @@ def _init_gloo(launcher: str, port: int | None, limit: dict[str, Any]) -> None:
 
 
 def leave_group() -> None:
-    """Wait for the other processes, then leave the group: gloo aborts now and then if a process goes while another still talks to it."""
+    """Wait for the other processes, then leave the group: gloo aborts now and then if a process goes while another
+    still talks to it.
+    """
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):

@@ -44,17 +44,19 @@ def straight_through_clamp(image: Tensor) -> Tensor:
 
 @LOSSES.register('FinPercepRewardLoss')
 class FinPercepRewardLoss(nn.Module):
-    """loss_weight * phi(R_k(output)), to stand as `perceptual_opt` of any BasicSR model: called (output, gt), returns (loss, style or None).
+    """loss_weight * phi(R_k(output)), to stand as `perceptual_opt` of any BasicSR model.
 
-    mu_k, sd_k are measured on the first `calibration` outputs of the run (all ranks together, rounded up to whole batches), for every stage that will
-    be used, and are frozen then. Until that, the estimate so far stands in; below 8 images nothing is learnt from the reward, since a spread measured
-    on so few can be next to zero, and dividing by it would throw the generator off. Give `mu` and `sd` to skip all this.
+    mu_k, sd_k are measured on the first `calibration` outputs of the run (all ranks together, rounded up to whole
+    batches), for every stage that will be used, and are frozen then. Until that, the estimate so far stands in; below 8
+    images nothing is learnt from the reward, since a spread measured on so few can be next to zero, and dividing by it
+    would throw the generator off. Give `mu` and `sd` to skip all this.
 
-    Under `stage: ccl` the iteration comes from `curriculum.hook`, which the plugin puts around the model and which also saves and resumes the
-    curriculum.
+    Under `stage: ccl` the iteration comes from `curriculum.hook`, which the plugin puts around the model and which also
+    saves and resumes the curriculum.
 
     Args:
-        rm: the file of one FinPercep-RM for a fixed stage; or those of RM_0, RM_1, RM_2 as a list (null for a stage of no steps).
+        rm: the file of one FinPercep-RM for a fixed stage; or those of RM_0, RM_1, RM_2 as a list, null for a stage of
+            no steps.
         loss_weight: of the reward; the nested loss has its own.
         stage: 0 | 1 | 2, or 'ccl'.
         stages: for 'ccl', the iterations of stage 0, 1 and 2; the last runs on.
@@ -127,8 +129,8 @@ class FinPercepRewardLoss(nn.Module):
         """
         if self.stage is None:
             raise RuntimeError(
-                'FinPercepRewardLoss under `stage: ccl` needs the iteration: build the model by basicsr.models.build_model with the plugin '
-                'installed, or call finpercep_plugin.curriculum.hook.attach(model, opt)'
+                'FinPercepRewardLoss under `stage: ccl` needs the iteration: build the model by '
+                'basicsr.models.build_model with the plugin installed, or call finpercep_plugin.curriculum.hook.attach(model, opt)'
             )
         sr = straight_through_clamp(output.float())
         out = self.reward.raw(sr, self.stage)
@@ -145,7 +147,11 @@ class FinPercepRewardLoss(nn.Module):
         """Check the rewards, and add them to what mu and sd are measured on while that lasts."""
         used = self.schedule.used_stages()
         open_ = not self.schedule.statistics.ready(used)
-        rows = torch.stack([raw if k == self.stage else self.reward.raw(sr, k).score for k in used]) if open_ else raw[None]
+        rows = (
+            torch.stack([raw if k == self.stage else self.reward.raw(sr, k).score for k in used])
+            if open_
+            else raw[None]
+        )
         rows = _gather(rows)
         if not bool(torch.isfinite(rows).all()):
             raise NonFiniteReward(f'the reward of {int((~torch.isfinite(rows)).any(0).sum())} outputs is not finite')
@@ -187,7 +193,9 @@ class FinPercepRewardLoss(nn.Module):
 def _reward(rm: Any, schedule: CCLSchedule, fixed: int | None, **options: float) -> FinPercepReward:
     if isinstance(rm, str):
         if fixed is None:
-            raise ValueError('rm: `stage: ccl` goes through several reward models; expected a list of files, one a stage')
+            raise ValueError(
+                'rm: `stage: ccl` goes through several reward models; expected a list of files, one a stage'
+            )
         return FinPercepReward(rms={fixed: rm}, **options)
     files = by_stage(rm, 'rm')
     missing = [k for k in schedule.used_stages() if k not in files]

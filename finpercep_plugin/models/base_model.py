@@ -47,7 +47,8 @@ class TrainOptions:
     Attributes:
         total_iter: optimiser steps.
         warmup_iter: linear warm-up steps; -1 for none.
-        ema_decay: of the trained parameters' shadow, which is what `net_g_*.pth` holds; 0 for none.
+        ema_decay: of the trained parameters' shadow, which is what `net_g_*.pth` holds, min(ema_decay, (1 + i) / (10 + i)) at step i;
+            0 for none.
         grad_clip: largest gradient norm; null for no clipping.
         precision: of the forward pass; losses and trained parameters are fp32.
         max_bad_steps: this many steps with a loss or gradient that is not finite stop the run, with its state saved.
@@ -174,8 +175,9 @@ class FinPercepModel(BaseModel):
             limit = self.settings.grad_clip or math.inf
             self.log_dict['grad_norm'] = nn.utils.clip_grad_norm_(self.trained.values(), limit)
             optimizer.step()
+            decay = min(self.settings.ema_decay, (1 + current_iter) / (10 + current_iter))  # short runs forget their start
             for name, shadow in self.ema.items():
-                shadow.lerp_(self.trained[name].detach(), 1 - self.settings.ema_decay)
+                shadow.lerp_(self.trained[name].detach(), 1 - decay)
         else:
             self._bad_step(current_iter, total)
         self.log_dict['bad_steps'] = torch.tensor(float(self.bad_steps), device=self.device)
@@ -298,7 +300,9 @@ class FinPercepModel(BaseModel):
                 for key, value in results.items():
                     tb_logger.add_scalar(f'metrics/{dataset}/{key}', value, current_iter)
 
-    def report_panel(self, dataset: str, picture: np.ndarray, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+    def report_panel(
+        self, dataset: str, picture: np.ndarray, current_iter: int, tb_logger: Any, save_img: bool
+    ) -> None:
         """A picture (H, W, 3) uint8 to TensorBoard and, where wanted, to `path.visualization`."""
         if self.opt['rank'] != 0:
             return

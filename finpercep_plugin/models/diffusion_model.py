@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any, Mapping
 
 import torch
-import torch.distributed as dist
+from basicsr.data import build_dataset
 from torch import Tensor
 
 from finpercep_plugin.config import collect, parse
+from finpercep_plugin.data.sampler import PositionDataset
 from finpercep_plugin.models.base_model import TrainOptions
 from finpercep_plugin.models.generator_model import GeneratorModel, check_generator, check_val
 from finpercep_plugin.registry import MODELS
 from finpercep_plugin.rng import keyed_randn, keyed_torch
 
 __all__ = ['FinPercepDiffusionModel', 'check']
+
+FIT_SAMPLES = 256
+"""Pairs that the spread of the residual is measured on."""
 
 
 def check(opt: Mapping[str, Any]) -> list[str]:
@@ -44,25 +48,21 @@ class FinPercepDiffusionModel(GeneratorModel):
             self._fit_residual()
         samples = self.sample_ids(current_iter, len(self.gt))
         cond = self.net_g.condition(self.lq)
-        noise = keyed_randn(self.net_g.latent_shape(cond), samples, self.seed, current_iter, 'noise', device=self.device)
+        noise = keyed_randn(
+            self.net_g.latent_shape(cond), samples, self.seed, current_iter, 'noise', device=self.device
+        )
         t = torch.stack([self.net_g.draw_t(keyed_torch(self.seed, current_iter, 'timestep', i)) for i in samples])
         loss = self.net_g.pretrain_loss(self.gt, cond, noise, t.to(self.device)).mean()
         return loss, {'l_eps': loss}
 
     def _fit_residual(self) -> None:
-        """Measure the spread that the generator divides its target by, on the first batch of all ranks."""
+        """Measure the spread that the generator divides its target by, on the run's first samples: the same on every rank."""
         if not hasattr(self.net_g, 'fit_residual_sd'):
             return
-        lq, gt = self.lq, self.gt
-        if self.opt['dist']:
-            lq, gt = (_gather(x) for x in (lq, gt))
-        self.net_g.fit_residual_sd(lq, gt)
+        dataset = PositionDataset(build_dataset(self.opt['datasets']['train']), self.seed, shuffle=True)
+        items = [dataset[i] for i in range(min(FIT_SAMPLES, len(dataset)))]
+        self.net_g.fit_residual_sd(*(torch.stack([item[k] for item in items]).to(self.device) for k in ('lq', 'gt')))
 
     def export(self, path: Path) -> None:
         self.net_g.save(path, layout='own')
 
-
-def _gather(x: Tensor) -> Tensor:
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)

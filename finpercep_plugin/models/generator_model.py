@@ -21,7 +21,14 @@ from finpercep_plugin.rng import keyed_randn
 from finpercep_plugin.rollout import super_resolve
 from finpercep_plugin.visual import grid
 
-__all__ = ['GeneratorModel', 'GeneratorSection', 'GeneratorValOptions', 'build_generator', 'check_generator', 'check_val']
+__all__ = [
+    'GeneratorModel',
+    'GeneratorSection',
+    'GeneratorValOptions',
+    'build_generator',
+    'check_generator',
+    'check_val',
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +100,9 @@ def check_generator(section: Any, need_weights: bool) -> list[str]:
     problems = collect(lambda: arguments(GENERATORS.get(own.type), rest, '$.generator'))
     if need_weights and not own.files:
         problems.append('$.generator.weights: missing; fine-tuning starts from a trained generator')
-    return problems + collect(*(lambda f=f: check_file(f, '$.generator.weights', 'generator weights') for f in own.files))
+    return problems + collect(
+        *(lambda f=f: check_file(f, '$.generator.weights', 'generator weights') for f in own.files)
+    )
 
 
 def check_val(section: Any) -> list[str]:
@@ -143,7 +152,9 @@ class GeneratorModel(FinPercepModel):
         return None
 
     @torch.no_grad()
-    def validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
+    def validation(
+        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False
+    ) -> None:
         """BasicSR's metrics and the held-out rewards on lq / gt pairs, sharded over ranks; the noise is the same at every call."""
         self.net_g.eval()
         dataset, name = dataloader.dataset, dataloader.dataset.opt['name']
@@ -171,7 +182,10 @@ class GeneratorModel(FinPercepModel):
     def _measure(self, sr: Tensor, gt: Tensor | None, lq: Tensor) -> dict[str, float]:
         values = {}
         if gt is not None:
-            images = {'img': np.ascontiguousarray(picture(sr[0])[..., ::-1]), 'img2': np.ascontiguousarray(picture(gt)[..., ::-1])}
+            images = {
+                'img': np.ascontiguousarray(picture(sr[0])[..., ::-1]),
+                'img2': np.ascontiguousarray(picture(gt)[..., ::-1]),
+            }
             for key, section in self.val_options.metrics.items():
                 section = {k: v for k, v in section.items() if k != 'better'}
                 data = {'img': images['img']} if section.get('type') == 'calculate_niqe' else images

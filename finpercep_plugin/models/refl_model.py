@@ -53,6 +53,9 @@ def check(opt: Mapping[str, Any]) -> list[str]:
             lambda: build(ALGORITHMS, train.get('algorithm', {'type': 'ReFL'}), '$.train.algorithm'),
             lambda: build(REWARDS, opt.get('reward'), '$.reward'),
         )
+        kind = (opt.get('reward') or {}).get('type')
+        if kind in REWARDS.names() and not hasattr(REWARDS.get(kind), 'raw'):
+            problems.append(f'$.reward.type: expected a reward with stages, such as FinPercep, got {kind}; others go to $.val.rewards')
     return problems
 
 

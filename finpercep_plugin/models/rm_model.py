@@ -123,7 +123,9 @@ class FinPercepRMModel(FinPercepModel):
         write_weights(self.net_g.file(), path)
 
     @torch.no_grad()
-    def validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
+    def validation(
+        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False
+    ) -> None:
         """Order accuracy, and the map against its truth, on FGR triplets (`rm_metrics`), sharded over ranks."""
         self.net_g.eval()
         dataset, name = dataloader.dataset, dataloader.dataset.opt['name']
@@ -134,10 +136,19 @@ class FinPercepRMModel(FinPercepModel):
                 item = dataset[index]
                 images = torch.stack([item['sr'], item['syn'], item['gt']]).to(self.device)
                 score, degradation = (t.cpu() for t in self.net_g(images))
-                orders += torch.tensor([1.0, float(score[0] < score[1]), float(score[1] < score[2])], dtype=torch.float64)
+                orders += torch.tensor(
+                    [1.0, float(score[0] < score[1]), float(score[1] < score[2])], dtype=torch.float64
+                )
                 sums += map_sums(degradation[1:2], item['map'][None], item['mask'][None])
                 if len(panel) < wanted:
-                    panel.append([picture(item['gt']), picture(item['syn']), map_picture(degradation[1]), map_picture(item['map'])])
+                    panel.append(
+                        [
+                            picture(item['gt']),
+                            picture(item['syn']),
+                            map_picture(degradation[1]),
+                            map_picture(item['map']),
+                        ]
+                    )
         count, below_syn, below_gt = self.reduce_sum(orders).tolist()
         results = {'order_sr_syn': below_syn / count, 'order_syn_gt': below_gt / count}
         if self.net_g.stage:
@@ -145,4 +156,3 @@ class FinPercepRMModel(FinPercepModel):
         self.report(name, results, current_iter, tb_logger)
         if panel:
             self.report_panel(name, grid(panel), current_iter, tb_logger, save_img)
-

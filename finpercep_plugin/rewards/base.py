@@ -80,7 +80,7 @@ def luma(image: Tensor) -> Tensor:
     Returns:
         (B, 1, H, W).
 
-    >>> luma(torch.ones(1, 3, 1, 1)).item() * 255
+    >>> round(luma(torch.ones(1, 3, 1, 1)).item() * 255, 3)
     235.0
     """
     weight = torch.tensor([65.481, 128.553, 24.966], dtype=image.dtype, device=image.device) / 255

@@ -18,7 +18,8 @@ __all__ = ['FinPercepReward', 'by_stage']
 def by_stage(values: Sequence[Any] | Mapping[Any, Any], name: str) -> dict[int, Any]:
     """{stage: value} from a list by stage (null where there is none) or a mapping with keys 0, 1, 2.
 
-    Keys may be strings: BasicSR cannot print options whose keys are numbers, so YAMLs for it take the list, or quote the keys.
+    Keys may be strings: BasicSR cannot print options whose keys are numbers, so YAMLs for it take the list, or quote
+    the keys.
 
     Raises:
         ValueError: anything else.
@@ -40,8 +41,8 @@ class FinPercepReward(nn.Module):
     The reward models are frozen, in eval mode, and loaded when first asked for, each file once.
 
     Args:
-        rms: files of RM_0, RM_1, RM_2, as a list by stage or a mapping; those never used may be left out. RM_0 may be the file of a later stage, which
-            holds it (S_0 is kept by growth).
+        rms: files of RM_0, RM_1, RM_2, as a list by stage or a mapping; those never used may be left out. RM_0 may be
+            the file of a later stage, which holds it (S_0 is kept by growth).
         rm: one file instead, for a reward that stays at the file's own stage.
         l1, l2: weights of S_k and of 1 - max^(M_k).
         top: share of the pixels in max^.
@@ -117,7 +118,8 @@ class FinPercepReward(nn.Module):
             stage: k.
 
         Returns:
-            score raw_k; terms score (S_k) and raw, from stage 1 also map_max (max^) and map_mean; maps: map, from stage 1.
+            score raw_k; terms score (S_k) and raw, from stage 1 also map_max (max^) and map_mean; maps: map, from
+            stage 1.
 
         Raises:
             ValueError: no reward model for this stage, or its file holds another.

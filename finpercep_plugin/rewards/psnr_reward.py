@@ -59,9 +59,7 @@ class PSNRReward(nn.Module):
         return RewardOutput(psnr(sr, gt))
 
 
-def comparable(
-    name: str, sr: Tensor, gt: Tensor | None, y_channel: bool, crop_border: int
-) -> tuple[Tensor, Tensor]:
+def comparable(name: str, sr: Tensor, gt: Tensor | None, y_channel: bool, crop_border: int) -> tuple[Tensor, Tensor]:
     """sr and gt as a full-reference measure takes them: luma or RGB, without border.
 
     Raises:

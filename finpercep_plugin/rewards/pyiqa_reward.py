@@ -31,7 +31,8 @@ class PyIQAReward(nn.Module):
     Raises:
         ImportError: pyiqa, or a package that the metric needs, is not installed.
         ValueError: pyiqa has no such metric.
-        FileNotFoundError: its weights are not in the cache and cannot be fetched; says which file, from where, and in which folder it belongs.
+        FileNotFoundError: its weights are not in the cache and cannot be fetched; says which file, from where, and in
+            which folder it belongs.
     """
 
     differentiable: bool
@@ -77,7 +78,10 @@ class PyIQAReward(nn.Module):
 
 
 def describe_download(error: BaseException) -> str:
-    """One sentence on weights that could not be fetched. Their name and place are in the frames of the traceback, not in the message."""
+    """One sentence on weights that could not be fetched.
+
+    Their name and place are in the frames of the traceback, not in the message.
+    """
     source = file = folder = None
     trace: types.TracebackType | None = error.__traceback__
     while trace is not None:

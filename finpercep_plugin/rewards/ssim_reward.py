@@ -14,7 +14,7 @@ __all__ = ['SSIMReward', 'ssim']
 
 
 def ssim(image: Tensor, reference: Tensor) -> Tensor:
-    """Structural similarity with the 11 x 11 Gaussian window of sigma 1.5, where it fits, averaged over pixels and channels (Wang et al. 2004).
+    """Structural similarity (Wang et al. 2004): Gaussian window of 11 x 11 and sigma 1.5, where it fits; mean over all.
 
     Args:
         image, reference: (B, C, H, W), [0, 1], sides of 11 or more.

@@ -1,4 +1,4 @@
-"""ReFL: the objective by hand, what gets gradient, independence of the batch split, bad settings, and that it raises a reward."""
+"""ReFL: the objective by hand, what gets gradient, independence of the batch split, that it raises a reward."""
 
 from types import SimpleNamespace
 
@@ -11,6 +11,7 @@ from finpercep_plugin.algorithms.refl import ReFL, refl_objective  # noqa: E402
 from finpercep_plugin.config import ConfigError, build  # noqa: E402
 from finpercep_plugin.generators.tiny_diffusion import TinyDiffusion  # noqa: E402
 from finpercep_plugin.registry import ALGORITHMS  # noqa: E402
+from finpercep_plugin.rewards.base import RewardOutput  # noqa: E402
 from finpercep_plugin.rng import keyed_randn  # noqa: E402
 from finpercep_plugin.rollout import super_resolve  # noqa: E402
 
@@ -18,7 +19,7 @@ from finpercep_plugin.rollout import super_resolve  # noqa: E402
 def brightness(sr, lq=None, gt=None, prompt=None):
     """1 - the distance of the mean brightness to 0.8, a reward per sample."""
     score = 1 - (sr.flatten(1).mean(1) - 0.8).abs()
-    return SimpleNamespace(score=score, terms={'brightness': score}, maps={})
+    return RewardOutput(score, {'brightness': score})
 
 
 def make(**options):

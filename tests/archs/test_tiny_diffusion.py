@@ -21,6 +21,12 @@ def test_any_size(shuffle, size):
     assert _network(shuffle=shuffle)(x, torch.tensor([3, 900]), torch.rand(2, 3, *size)).shape == x.shape
 
 
+def test_attention():
+    x = torch.randn(1, 3, 16, 32)
+    assert _network(attention=True)(x, 3, torch.rand(1, 3, 16, 32)).shape == x.shape
+    assert 'unet.mid_block.attentions.0.to_q.weight' in _network(attention=True).state_dict()
+
+
 def test_starts_at_zero_and_every_parameter_gets_gradient_after_it():
     fresh = FinPercepTinyDiffusion(channels=[8, 8], norm_groups=4)
     x, lq_up, t = torch.randn(1, 3, 32, 32), torch.rand(1, 3, 32, 32), torch.tensor([10])

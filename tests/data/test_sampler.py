@@ -28,7 +28,9 @@ def read(size, batch, world=1, start=0, total=6, workers=0, **loader):
     for rank in range(world):
         sampler = PositionSampler(batch, rank, world, start, total)
         data = PositionDataset(Draws(size), seed=5)
-        ranks.append(torch.stack(list(DataLoader(data, batch // world, sampler=sampler, num_workers=workers, **loader))))
+        ranks.append(
+            torch.stack(list(DataLoader(data, batch // world, sampler=sampler, num_workers=workers, **loader)))
+        )
     return torch.cat(ranks, dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Sampler steps: mean and standard deviation by hand and against diffusers' schedulers; log-density against torch.distributions."""
+"""Sampler steps by hand and against diffusers' schedulers; log-density against torch.distributions."""
 
 import math
 

@@ -219,6 +219,11 @@ def test_load_lists_every_wrong_key(tmp_path):
     assert 'unexpected: network.other' in text and 'bad.pth' in text
     with pytest.raises(FileNotFoundError, match='weights of TinyDiffusion: no file .*none.pth'):
         generator.load(tmp_path / 'none.pth')
+    with pytest.raises(
+        ValueError, match='(?s)scale is 2 in the file, 4 in the model.*network_output is .v. in the file'
+    ):
+        make(scale=4, network_output='eps', steps=7, temperature=0.1).load(tmp_path / 'g.pth')
+    make(steps=7, temperature=0.1).load(tmp_path / 'g.pth')  # these are the sampler's, free to change
     with pytest.raises(ValueError, match='shape: network.unet'):
         make(network={'channels': [16, 16], 'norm_groups': 4}).load(tmp_path / 'g.pth')
 

@@ -25,7 +25,13 @@ EDSR = {
     'manual_seed': 3,
     'datasets': {
         'train': _dataset(
-            'tiny', gt_size=32, use_hflip=True, use_rot=True, num_worker_per_gpu=0, batch_size_per_gpu=4, use_shuffle=True
+            'tiny',
+            gt_size=32,
+            use_hflip=True,
+            use_rot=True,
+            num_worker_per_gpu=0,
+            batch_size_per_gpu=4,
+            use_shuffle=True,
         ),
         'val': _dataset('tinyval'),
     },
@@ -59,7 +65,9 @@ def edsr(tmp_path, monkeypatch) -> dict:
 
 @pytest.fixture
 def python():
-    """Run Python with `arguments`, as a process of an environment that the plugin is installed in; returns the finished process."""
+    """Run Python with `arguments`, as a process of an environment that the plugin is installed in; returns the
+    finished process.
+    """
     if importlib.util.find_spec('_finpercep_autoload') is None:
         pytest.skip('the plugin is not installed in this environment (pip install -e .)')
 

@@ -9,7 +9,7 @@ import pytest
 from finpercep_plugin import registry
 from finpercep_plugin.integrations import basicsr
 
-REGISTRY = '''
+REGISTRY = """
 class Registry:
     def __init__(self): self._obj_map = {}
     def register(self, obj):
@@ -18,25 +18,32 @@ class Registry:
     def get(self, name): return self._obj_map[name]
     def keys(self): return self._obj_map.keys()
 ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY = (Registry() for _ in range(5))
-'''
-MODELS = '''
+"""
+MODELS = """
 from basicsr.utils.registry import MODEL_REGISTRY
 class SRModel: pass
 MODEL_REGISTRY.register(SRModel)
 def build_model(opt): return 'built'
-'''
-SHOW = '''
+"""
+SHOW = """
 from basicsr.utils.registry import MODEL_REGISTRY, ARCH_REGISTRY
 print(sorted(MODEL_REGISTRY.keys()))
-'''
+"""
 
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A repository with a `basicsr/` of its own, and the current folder in it; takes the text of `basicsr/__init__.py`."""
+    """A repository with a `basicsr/` of its own, and the current folder in it; takes the text of
+    `basicsr/__init__.py`.
+    """
 
     def make(init):
-        for name, text in {'__init__': init, 'utils/__init__': '', 'utils/registry': REGISTRY, 'models/__init__': MODELS}.items():
+        for name, text in {
+            '__init__': init,
+            'utils/__init__': '',
+            'utils/registry': REGISTRY,
+            'models/__init__': MODELS,
+        }.items():
             file = tmp_path / f'basicsr/{name}.py'
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
@@ -145,9 +152,13 @@ def test_registering_twice_changes_nothing(fake, capsys):
 
 
 def test_an_import_error_appears_in_full_when_the_name_is_used(fake, monkeypatch):
-    monkeypatch.setattr(registry.MODELS, '_modules', {**registry.MODELS.modules(), 'FinPercepX': 'finpercep_plugin.no_such'})
+    monkeypatch.setattr(
+        registry.MODELS, '_modules', {**registry.MODELS.modules(), 'FinPercepX': 'finpercep_plugin.no_such'}
+    )
     basicsr.register()
-    with pytest.raises(ImportError, match="model 'FinPercepX' cannot be used: No module named 'finpercep_plugin.no_such'"):
+    with pytest.raises(
+        ImportError, match="model 'FinPercepX' cannot be used: No module named 'finpercep_plugin.no_such'"
+    ):
         fake.MODEL_REGISTRY.get('FinPercepX')({})
 
 

@@ -1,5 +1,6 @@
 import importlib
 import sys
+from importlib.machinery import PathFinder
 
 import pytest
 
@@ -58,6 +59,7 @@ def test_version_of_a_fresh_clone(missing, tmp_path, monkeypatch):
 def test_what_is_there_is_left_alone():
     shims.install()
     shims.install()
-    assert isinstance(sys.meta_path[-1], shims.ShimFinder)
-    assert sum(isinstance(f, shims.ShimFinder) for f in sys.meta_path) == 1
+    kinds = [type(finder) for finder in sys.meta_path]
+    assert kinds.count(shims.ShimFinder) == 1
+    assert kinds.index(shims.ShimFinder) > sys.meta_path.index(PathFinder)
     assert shims.ShimFinder().find_spec('json') is None

@@ -34,7 +34,7 @@ def test_dice_is_least_at_the_true_soft_map():
     pred = target.clone().requires_grad_()
     loss = soft_dice(pred, target)
     loss.sum().backward()
-    assert abs(float(loss)) < 1e-5 and float(pred.grad.abs().max()) < 1e-5
+    assert abs(loss.item()) < 1e-5 and float(pred.grad.abs().max()) < 1e-5
 
 
 def test_a_clean_sample_has_no_dice_term():

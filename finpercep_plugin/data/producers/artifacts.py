@@ -1,7 +1,7 @@
 """The artifacts that super-resolution leaves, as pure functions of one strength.
 
-Each takes an (H, W, 3) float32 RGB picture in [0, 1], a strength in [0, 1] (0 barely visible, 1 gross) and a numpy generator, and returns the new
-picture, not clipped, and its parameters.
+Each takes an (H, W, 3) float32 RGB picture in [0, 1], a strength in [0, 1] (0 barely visible, 1 gross) and a numpy
+generator, and returns the new picture, not clipped, and its parameters.
 """
 
 from __future__ import annotations
@@ -79,7 +79,10 @@ def grid(image: np.ndarray, strength: float, rng: np.random.Generator) -> Result
     if rng.random() < 0.4:
         wave = np.cos(2 * math.pi * (x * rng.choice([-1, 0, 1]) + y) / max(period, 3))
     weight = 0.35 + np.minimum(_contrast(image) * 8, 1.0)
-    return image + (amplitude * wave * weight)[..., None], {'period': period, 'amplitude': amplitude}
+    return image + (np.float32(amplitude) * wave.astype(np.float32) * weight)[..., None], {
+        'period': period,
+        'amplitude': amplitude,
+    }
 
 
 def texture(image: np.ndarray, strength: float, rng: np.random.Generator) -> Result:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from finpercep_plugin.data.producers.torch_tools import single_thread, to_tensor, to_uint8
+from finpercep_plugin.integrations.basicsr import require
 from finpercep_plugin.registry import PRODUCERS
 
 __all__ = ['BasicSRProducer']
@@ -20,11 +21,13 @@ class BasicSRProducer:
     Args:
         network: its `network_g` section: `type` and constructor options.
         weights: the .pth file.
-        param_key: entry of the file that holds the weights; null takes params_ema, params, or the file itself, whichever is there first.
+        param_key: entry of the file that holds the weights; null takes params_ema, params, or the file itself,
+            whichever is there first.
         device: 'cpu' or 'cuda'.
 
     Raises:
         FileNotFoundError: no such file.
+        ImportError: BasicSR is not installed.
         ValueError: BasicSR has no such arch, or the weights do not fit it.
     """
 
@@ -32,10 +35,12 @@ class BasicSRProducer:
 
     def __init__(self, network: dict[str, Any], weights: Path, param_key: str | None = None, device: str = 'cpu'):
         import torch
-        from basicsr.archs import build_network
 
         if not Path(weights).is_file():
             raise FileNotFoundError(f'weights: no such file: {weights}')
+        require()
+        from basicsr.archs import build_network
+
         try:
             self.network = build_network(dict(network))
         except (KeyError, TypeError) as error:

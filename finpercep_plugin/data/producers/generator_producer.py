@@ -20,7 +20,7 @@ class GeneratorProducer:
     """A generator run with its full sampler.
 
     Args:
-        generator: its section: `type` and constructor options.
+        generator: its section: `type` and constructor options; with `type` alone, the options stored in the file count.
         weights: the file that `generator.load` takes.
         steps: number of sampling steps; null for the generator's own.
         guidance: classifier-free guidance; 1 is none.
@@ -28,6 +28,8 @@ class GeneratorProducer:
 
     Raises:
         FileNotFoundError: no such file.
+        ConfigError: the section does not fit the generator's constructor.
+        ValueError: the weights do not fit the generator.
     """
 
     FILES = ('weights',)
@@ -42,8 +44,7 @@ class GeneratorProducer:
     ):
         if not Path(weights).is_file():
             raise FileNotFoundError(f'weights: no such file: {weights}')
-        self.generator = build(GENERATORS, generator, 'generator')
-        self.generator.load(weights)
+        self.generator = _load(generator, Path(weights))
         self.generator.eval().requires_grad_(False).to(device)
         self.steps, self.guidance, self.device = steps, guidance, device
         self.record = {
@@ -64,3 +65,12 @@ class GeneratorProducer:
             noise = keyed_randn(shape, [0], key, 'producer', device=self.device)
             sr = to_uint8(super_resolve(self.generator, image, noise, steps=self.steps, guidance=self.guidance))
         return sr, {**self.record, 'noise_key': key}
+
+
+def _load(section: dict[str, Any], weights: Path) -> Any:
+    kind = section.get('type')
+    if set(section) == {'type'} and kind in GENERATORS.names() and hasattr(GENERATORS.get(kind), 'from_file'):
+        return GENERATORS.get(kind).from_file(weights)
+    generator = build(GENERATORS, section, 'generator')
+    generator.load(weights)
+    return generator

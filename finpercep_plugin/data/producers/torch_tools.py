@@ -15,7 +15,7 @@ __all__ = ['single_thread', 'to_tensor', 'to_uint8']
 
 @contextlib.contextmanager
 def single_thread() -> Iterator[None]:
-    """One CPU thread and no gradient: sums then come in one order, so a sample does not depend on the number of workers."""
+    """One CPU thread and no gradient: sums then come in one order, whatever the number of workers."""
     import torch
 
     threads = torch.get_num_threads()

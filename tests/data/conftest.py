@@ -1,0 +1,57 @@
+"""A folder of small synthetic photos, and an FGR set built from it once."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from finpercep_plugin.data.fgr_builder import build
+from finpercep_plugin.data.fgr_options import BuildOptions
+from finpercep_plugin.data.lmdb_io import Reader
+
+
+def make_photo(seed: int, height: int = 60, width: int = 70) -> np.ndarray:
+    """Smooth colour fields with edges and grain, (height, width, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    field = cv2.resize(rng.uniform(0, 1, (6, 7, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    field[height // 3 :, width // 2 :] *= 0.5
+    field += rng.normal(0, 0.03, field.shape)
+    return (np.clip(field, 0, 1) * 255).astype(np.uint8)
+
+
+def flip_byte(path: Path, key: str) -> None:
+    """Flip one bit in the middle of a stored value, in every copy that the file holds of it."""
+    value = bytes(Reader(path).get(key))
+    Reader(path).close()
+    data = (path / 'data.mdb').read_bytes()
+    spoilt = bytearray(value)
+    spoilt[len(value) // 2] ^= 0x10
+    assert value in data
+    (path / 'data.mdb').write_bytes(data.replace(value, bytes(spoilt)))
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six photos, p0.png to p5.png."""
+    folder = tmp_path_factory.mktemp('photos')
+    for seed in range(6):
+        Image.fromarray(make_photo(seed)).save(folder / f'p{seed}.png')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def options(photos: Path) -> BuildOptions:
+    """A small build; set `out` with dataclasses.replace."""
+    return BuildOptions(photos=[str(photos)], count=12, size=32, scale=4, seed=3)
+
+
+@pytest.fixture(scope='session')
+def fgr(options: BuildOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished set of 12 samples; not to be written to."""
+    import dataclasses
+
+    out = tmp_path_factory.mktemp('fgr') / 'set'
+    build(dataclasses.replace(options, out=str(out)))
+    return out

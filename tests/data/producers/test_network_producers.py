@@ -1,0 +1,133 @@
+"""Producers with networks, from real checkpoint files."""
+
+import numpy as np
+import pytest
+import torch
+
+from finpercep_plugin.config import ConfigError
+from finpercep_plugin.data.fgr_options import BuildOptions, build_producers, identity
+
+from ..conftest import make_photo
+
+NETWORK = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 4}
+TINY = {'base_channels': 8}
+
+
+@pytest.fixture
+def lq():
+    return make_photo(0, 8, 12)
+
+
+@pytest.fixture
+def edsr(tmp_path):
+    pytest.importorskip('basicsr')
+    from finpercep_plugin.integrations.basicsr import require
+
+    require()
+    from basicsr.archs import build_network
+
+    torch.manual_seed(0)
+    network = build_network(dict(NETWORK)).eval()
+    path = tmp_path / 'edsr.pth'
+    torch.save({'params_ema': network.state_dict()}, path)
+    return network, path
+
+
+def one(section):
+    _, _, (producer,) = build_producers(BuildOptions(producers=[section]))
+    return producer
+
+
+def test_basicsr_network_gives_what_the_network_gives(edsr, lq):
+    network, path = edsr
+    sr, record = one({'type': 'basicsr', 'network': NETWORK, 'weights': str(path)})(lq, 4, np.random.default_rng(0))
+    with torch.no_grad():
+        expected = network(torch.from_numpy(lq).permute(2, 0, 1)[None].float() / 255)
+    expected = expected[0].clamp(0, 1).mul(255).round().permute(1, 2, 0).numpy()
+    assert sr.shape == (32, 48, 3) and np.abs(sr - expected).max() <= 1
+    assert record == {'network': 'EDSR', 'weights': 'edsr.pth'}
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'weights': '/nope.pth'}, r'\$\.producers\[0\]\.weights: no such file'),
+        ({'param_key': 'params'}, r"no entry 'params'; it has params_ema"),
+        ({'network': {**NETWORK, 'num_feat': 16}}, 'does not fit EDSR'),
+        ({'network': {**NETWORK, 'num_feats': 16}}, 'BasicSR cannot build'),
+        ({'wieghts': 'x'}, r"producers\[0\]\.wieghts: unknown key; did you mean 'weights'"),
+    ],
+)
+def test_basicsr_producer_refuses_what_does_not_fit(edsr, change, message):
+    with pytest.raises(ConfigError, match=message):
+        one({'type': 'basicsr', 'network': NETWORK, 'weights': str(edsr[1]), **change})
+
+
+def test_identity_follows_the_content_of_the_weights(edsr, tmp_path):
+    section = {'type': 'basicsr', 'network': NETWORK, 'weights': str(edsr[1])}
+    before = identity(BuildOptions(producers=[section]))
+    moved = tmp_path / 'elsewhere' / 'edsr.pth'
+    moved.parent.mkdir()
+    moved.write_bytes(edsr[1].read_bytes())
+    assert identity(BuildOptions(producers=[{**section, 'weights': str(moved)}])) == before
+    torch.save({'params_ema': {k: v + 1 for k, v in edsr[0].state_dict().items()}}, moved)
+    assert identity(BuildOptions(producers=[{**section, 'weights': str(moved)}])) != before
+
+
+@pytest.fixture
+def generator_file(tmp_path):
+    pytest.importorskip('diffusers')
+    from finpercep_plugin.generators.tiny_diffusion import TinyDiffusion
+
+    torch.manual_seed(0)
+    generator = TinyDiffusion(steps=2)
+    generator.save(tmp_path / 'tiny.pth')
+    return generator, tmp_path / 'tiny.pth'
+
+
+def test_generator_gives_what_its_sampler_gives(generator_file, lq):
+    from finpercep_plugin.rng import keyed_randn
+    from finpercep_plugin.rollout import super_resolve
+
+    generator, path = generator_file
+    producer = one({'type': 'generator', 'generator': {'type': 'TinyDiffusion'}, 'weights': str(path)})
+    sr, record = producer(lq, 4, np.random.default_rng(0))
+    again, _ = producer(lq, 4, np.random.default_rng(0))
+    other, _ = producer(lq, 4, np.random.default_rng(1))
+    noise = keyed_randn((3, 32, 48), [0], record['noise_key'], 'producer')
+    expected = super_resolve(generator.eval(), torch.from_numpy(lq).permute(2, 0, 1)[None].float() / 255, noise)
+    expected = expected[0].mul(255).round().permute(1, 2, 0).numpy()
+    assert np.abs(sr - expected).max() <= 1
+    assert np.array_equal(sr, again) and not np.array_equal(sr, other)
+
+
+def test_generator_options_in_the_section_count_over_those_in_the_file(generator_file):
+    section = {
+        'type': 'generator',
+        'generator': {'type': 'TinyDiffusion', 'steps': 3},
+        'weights': str(generator_file[1]),
+    }
+    assert len(one(section).generator.steps) == 3
+
+
+@pytest.mark.parametrize(
+    ('generator', 'message'),
+    [
+        ({'type': 'TinyDifusion'}, r"\$\.producers\[0\]\.generator\.type: .*did you mean 'TinyDiffusion'"),
+        ({'type': 'TinyDiffusion', 'step': 3}, r'\$\.producers\[0\]\.generator\.step: unknown key'),
+    ],
+)
+def test_generator_section_is_checked(generator_file, generator, message):
+    with pytest.raises(ConfigError, match=message):
+        one({'type': 'generator', 'generator': generator, 'weights': str(generator_file[1])})
+
+
+def test_all_problems_of_all_producers_come_at_once():
+    sections = [{'type': 'classic'}, {'type': 'classical', 'weight': -1}, {'weight': 1}]
+    with pytest.raises(ConfigError) as info:
+        build_producers(BuildOptions(producers=sections))
+    assert [p.split(':')[0] for p in info.value.problems] == [
+        '$.producers[0].type',
+        '$.producers[1].weight',
+        '$.producers[2]',
+    ]

@@ -1,0 +1,194 @@
+"""The three models through the training entry: what they write, that they resume exactly, and that bad steps do no harm."""
+
+import shutil
+
+import pytest
+import torch
+
+from finpercep_plugin.config import ConfigError
+from finpercep_plugin.models.base_model import cosine_rate
+from finpercep_plugin.train import train_pipeline
+
+KINDS = ('rm', 'diffusion', 'refl')
+
+
+def state(name: str, iteration: int) -> dict:
+    return torch.load(f'experiments/{name}/training_states/{iteration}.state', weights_only=True)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_resumed_run_is_bit_identical_and_everything_is_saved(options, tmp_path, kind):
+    opt = options(kind)
+    model = train_pipeline(str(tmp_path), opt)
+    root = tmp_path / 'experiments' / kind
+    assert {'net_g_2.pth', 'net_g_4.pth', 'net_g_latest.pth'} <= {f.name for f in (root / 'models').iterdir()}
+    assert not list(root.rglob('*.tmp'))
+    assert list((root / 'visualization').rglob('*panel_4.png'))
+    assert all(torch.isfinite(torch.tensor(v)) for v in model.metric_results.values()) and model.metric_results
+    whole, earlier = state(kind, 4), state(kind, 2)
+    assert not same(whole['trained'], earlier['trained'])
+    assert not same(whole['trained'], whole['ema'])
+
+    opt = options(kind)
+    shutil.move(root, tmp_path / 'experiments' / 'before')
+    torch.manual_seed(123)
+    opt['path']['resume_state'] = str(tmp_path / 'experiments/before/training_states/2.state')
+    train_pipeline(str(tmp_path), opt)
+    assert same(state(kind, 4), whole)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_trained_tensor_moves_and_no_other(options, tmp_path, kind):
+    opt = options(kind)
+    opt['train']['total_iter'] = 1
+    opt['logger']['save_checkpoint_freq'] = 1
+    frozen, before = {}, {}
+
+    def remember(model):
+        before.update({n: p.detach().clone() for n, p in model.net_g.named_parameters() if p.requires_grad})
+        frozen.update({n: p.detach().clone() for n, p in model.net_g.named_parameters() if not p.requires_grad})
+
+    import basicsr.models
+
+    original = basicsr.models.build_model
+
+    def build(*args):
+        model = original(*args)
+        remember(model)
+        return model
+
+    basicsr.models.build_model = build
+    try:
+        model = train_pipeline(str(tmp_path), opt)
+    finally:
+        basicsr.models.build_model = original
+    after = dict(model.net_g.named_parameters())
+    still = [n for n, p in before.items() if torch.equal(p, after[n])]
+    # The first layers of a branch that was born with a zero last layer move from the second step on.
+    young = ('decoder_full.', 'encoder.adapters.')
+    assert [n for n in still if not n.startswith(young)] == []
+    assert all(torch.equal(p, after[n]) for n, p in frozen.items())
+
+
+def test_refl_logs_every_term_with_its_spread_and_walks_the_stages(options, tmp_path):
+    import basicsr.utils
+
+    seen = []
+    logger = basicsr.utils.MessageLogger.__call__
+    basicsr.utils.MessageLogger.__call__ = lambda self, values: seen.append(dict(values))
+    try:
+        train_pipeline(str(tmp_path), options('refl'))
+    finally:
+        basicsr.utils.MessageLogger.__call__ = logger
+    assert [v['stage'] for v in seen] == [0, 1, 2, 2]
+    assert {'l_reward', 'l_pretrain', 'reward', 'reward_std', 'reward_raw', 'reward_raw_std', 'grad_norm', 'k'} <= set(seen[0])
+    assert {'reward_map_max', 'reward_map_max_std', 'reward_score'} <= set(seen[2])
+    ccl = state('refl', 4)['ccl']
+    assert set(ccl['statistics']['mu']) == {0, 1, 2} and ccl['stage'] == 2
+
+
+def test_lora_trains_alone_and_is_exported(options, tmp_path):
+    opt = options('refl')
+    opt['generator'] |= {'train': 'lora', 'lora_rank': 2, 'lora_alpha': 4}
+    train_pipeline(str(tmp_path), opt)
+    saved = torch.load('experiments/refl/models/net_g_latest.pth', weights_only=True)
+    assert saved['subset'] and all('.lora_' in name for name in saved['params'])
+    from finpercep_plugin.generators.tiny_diffusion import TinyDiffusion
+
+    assert TinyDiffusion.from_file('experiments/refl/models/generator_latest.pth')
+
+
+class TestBadSteps:
+    @staticmethod
+    def poison(monkeypatch, iterations):
+        """Make the loss of these iterations NaN."""
+        from finpercep_plugin.models.rm_model import FinPercepRMModel
+
+        original = FinPercepRMModel.losses
+
+        def losses(self, current_iter):
+            total, terms = original(self, current_iter)
+            return (total * float('nan') if current_iter in iterations else total), terms
+
+        monkeypatch.setattr(FinPercepRMModel, 'losses', losses)
+
+    def test_a_nan_step_is_skipped_and_counted(self, options, tmp_path, monkeypatch):
+        self.poison(monkeypatch, {3})
+        model = train_pipeline(str(tmp_path), options('rm'))
+        assert model.bad_steps == 1
+        assert all(torch.isfinite(p).all() for p in model.net_g.parameters())
+        assert state('rm', 4)['bad_steps'] == 1
+
+    def test_too_many_stop_the_run_with_its_state_saved(self, options, tmp_path, monkeypatch):
+        self.poison(monkeypatch, {2, 3})
+        opt = options('rm')
+        opt['train']['max_bad_steps'] = 2
+        opt['logger']['save_checkpoint_freq'] = 100
+        with pytest.raises(FloatingPointError, match='iter 3 is saved'):
+            train_pipeline(str(tmp_path), opt)
+        assert state('rm', 3)['bad_steps'] == 2
+
+
+class TestOptions:
+    """One error before anything is loaded, with YAML path, expectation and nearest name."""
+
+    def message(self, tmp_path, opt) -> str:
+        with pytest.raises(ConfigError) as caught:
+            train_pipeline(str(tmp_path), opt)
+        assert not (tmp_path / 'experiments').exists()
+        return str(caught.value)
+
+    def test_rm(self, options, tmp_path):
+        opt = options('rm')
+        opt['network_g']['score_gat'] = 'paper'
+        opt['train']['optim_g']['lr'] = 'fast'
+        opt['train']['map_opt']['dice_wait'] = 1
+        opt['path']['pretrain_network_g'] = 'rm_7.pth'
+        text = self.message(tmp_path, opt)
+        assert "$.network_g.score_gat: unknown key; did you mean 'score_gate'?" in text
+        assert "$.train.optim_g.lr: expected float, got str 'fast'" in text
+        assert "$.train.map_opt.dice_wait: unknown key; did you mean 'dice_weight'?" in text
+        assert '$.path.pretrain_network_g' in text and 'rm_7.pth' in text
+
+    def test_diffusion(self, options, tmp_path):
+        opt = options('diffusion')
+        opt['generator']['network']['chanels'] = [8]
+        opt['train']['totl_iter'] = 4
+        opt['val']['rewards'] = {'x': {'type': 'Sharpnes'}}
+        text = self.message(tmp_path, opt)
+        assert "did you mean 'channels'?" in text
+        assert "$.train.totl_iter: unknown key; did you mean 'total_iter'?" in text
+        assert "$.val.rewards.x.type: no reward named 'Sharpnes'; did you mean 'Sharpness'?" in text
+
+    def test_refl(self, options, tmp_path):
+        opt = options('refl')
+        opt['generator']['weights'] = 'nowhere.pth'
+        opt['train']['ccl']['stages'] = [1, 2]
+        opt['reward']['topp'] = 0.1
+        opt['train']['algorithm']['k_end'] = 'late'
+        text = self.message(tmp_path, opt)
+        assert '$.generator.weights: generator weights not found at' in text
+        assert '$.train.ccl.stages: expected 3 values, got 2' in text
+        assert "$.reward.topp: unknown key; did you mean 'top'?" in text
+        assert '$.train.algorithm.k_end: expected' in text
+
+    def test_a_reward_without_stages_is_refused(self, options, tmp_path):
+        opt = options('refl')
+        opt['reward'] = {'type': 'Sharpness'}
+        assert '$.reward.type: ' in self.message(tmp_path, opt)
+
+
+def test_cosine_rate_by_hand():
+    """Half a cosine over 5 steps from 1 to 0.2: 0.2 + 0.8 (1 + cos(pi / 4)) / 2 at step 2."""
+    assert cosine_rate(1, 5, 0.2) == 1
+    assert cosine_rate(2, 5, 0.2) == pytest.approx(0.2 + 0.4 * (1 + 0.5**0.5))
+    assert cosine_rate(3, 5, 0.2) == pytest.approx(0.6)
+    assert cosine_rate(5, 5, 0.2) == cosine_rate(9, 5, 0.2) == pytest.approx(0.2)
