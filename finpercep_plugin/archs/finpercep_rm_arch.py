@@ -235,7 +235,7 @@ class FinPercepRM(nn.Module):
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, map_location: str | torch.device = 'cpu') -> FinPercepRM:
-        """The model saved at `path`, in eval mode.
+        """The model saved at `path`, in eval mode; the global random generator is left alone.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -250,7 +250,8 @@ class FinPercepRM(nn.Module):
             raise ValueError(f'{path} is not a readable weight file: {error}') from error
         if not isinstance(file, dict) or not {'params', 'arch'} <= set(file):
             raise ValueError(f"{path}: expected a FinPercep-RM file with 'params' and 'arch', got {_keys(file)}")
-        model = cls(**file['arch'])
+        with torch.random.fork_rng(devices=[]):  # the values drawn here are about to be replaced
+            model = cls(**file['arch'])
         try:
             model.load_state_dict(file['params'])
         except RuntimeError as error:

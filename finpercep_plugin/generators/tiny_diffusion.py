@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Literal, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Literal, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import nn
 
-from finpercep_plugin.config import build
+from finpercep_plugin.config import arguments, build
 from finpercep_plugin.diffusion.prediction import Prediction, add_noise, to_eps
 from finpercep_plugin.diffusion.schedule import DiscreteSchedule, Kind, Spacing, alphas_cumprod, respaced_timesteps
 from finpercep_plugin.generators import lora
@@ -91,6 +91,17 @@ class TinyDiffusion(nn.Module):
         self._trained: List[str] = []
         self._start: Optional[Dict[str, torch.Tensor]] = None  # None: a fresh LoRA, to be switched off
         self._use_start = False
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any], path: str) -> None:
+        """Look at the options of the network without building it.
+
+        Raises:
+            ConfigError: what is wrong with them, under `path`.network.
+        """
+        network = dict(options.get('network') or {})
+        arch = ARCHS.get(network.pop('type', 'FinPercepTinyDiffusion'))
+        arguments(arch, network, f'{path}.network')
 
     @classmethod
     def from_file(cls, path: Union[str, Path]) -> TinyDiffusion:

@@ -97,7 +97,10 @@ def check_generator(section: Any, need_weights: bool) -> list[str]:
     own, rest = _split(section)
     if own.type not in GENERATORS.names():
         return collect(lambda: build(GENERATORS, {'type': own.type}, '$.generator'))
-    problems = collect(lambda: arguments(GENERATORS.get(own.type), rest, '$.generator'))
+    kind = GENERATORS.get(own.type)
+    problems = collect(lambda: arguments(kind, rest, '$.generator'))
+    if not problems and hasattr(kind, 'check'):
+        problems = collect(lambda: kind.check(rest, '$.generator'))
     if need_weights and not own.files:
         problems.append('$.generator.weights: missing; fine-tuning starts from a trained generator')
     return problems + collect(

@@ -28,6 +28,8 @@ def clip_name(tmp_path_factory):
 
 def test_features_are_those_of_forward_intermediates(clip_name):
     encoder, _ = load_clip(clip_name, None, (1, 2, 4))
+    if not hasattr(encoder.visual, 'forward_intermediates'):
+        pytest.skip('this open_clip has no forward_intermediates to compare with')
     image = torch.rand(2, 3, 32, 32)
     features, embedding = encoder(image)
     normalised = (image - encoder.mean) / encoder.std
