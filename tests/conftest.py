@@ -1,6 +1,9 @@
 """Fixtures shared by all tests."""
 
+import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,22 @@ def tiny_rms(tmp_path_factory) -> dict[int, str]:
             files[stage] = str(folder / f'rm_{stage}.pth')
             torch.save(rm.file(), files[stage])
     return files
+
+
+@pytest.fixture
+def python():
+    """Run Python with `arguments`, as a process of an environment that the plugin is installed in; returns the
+    finished process.
+    """
+    if importlib.util.find_spec('_finpercep_autoload') is None:
+        pytest.skip('the plugin is not installed in this environment (pip install -e .)')
+
+    def run(*arguments, check=True, timeout=120, **variables):
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1', **variables}
+        command = [sys.executable, *map(str, arguments)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+        if check:
+            assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+        return result
+
+    return run

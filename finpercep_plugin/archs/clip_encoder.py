@@ -27,13 +27,13 @@ class SmallViT:
         width: token width.
         depth: number of blocks.
         heads: attention heads.
-        stem: channels of a convolutional stem at stride 2 in front of the patch embedding, whose output is f_1; 0 for none.
+        stem: width of a `ConvStem` in front of the patch embedding, whose output is f_1; 0 for none.
     """
 
     size: int = 96
     patch: int = 8
     width: int = 96
-    depth: int = 4
+    depth: int = 3
     heads: int = 4
     stem: int = 16
 
@@ -83,22 +83,22 @@ class ClipEncoder(nn.Module):
     Args:
         visual: the vision tower (its class token and projection are kept: CLIP-IQA needs them).
         layers: 1-based numbers of the blocks whose outputs are features.
-        stem: stride-2 network in front of `visual.conv1`; its output is then the first feature.
+        stem: network in front of `visual.conv1`; its output is then the first feature.
 
     Attributes:
         patch: patch side in pixels.
         channels: channels of each feature, finest first.
     """
 
-    def __init__(self, visual: nn.Module, layers: Sequence[int], stem: nn.Module | None = None, stem_channels: int = 0):
+    def __init__(self, visual: nn.Module, layers: Sequence[int], stem: ConvStem | None = None):
         super().__init__()
         depth = len(visual.transformer.resblocks)
         if not layers or min(layers) < 1 or max(layers) > depth or list(layers) != sorted(set(layers)):
             raise ValueError(f'layers: expected ascending 1-based block numbers up to {depth}, got {tuple(layers)}')
         self.visual, self.stem, self.layers = visual, stem, tuple(layers)
-        self.patch = visual.conv1.kernel_size[0] * (2 if stem is not None else 1)
+        self.patch = visual.conv1.kernel_size[0] * (1 if stem is None else stem.stride)
         self.width = visual.positional_embedding.shape[1]
-        self.channels = ([stem_channels] if stem is not None else []) + [self.width] * len(layers)
+        self.channels = ([] if stem is None else [stem.channels]) + [self.width] * len(layers)
         self.adapters = nn.ModuleList()
         self.register_buffer('mean', torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
@@ -114,7 +114,7 @@ class ClipEncoder(nn.Module):
             adapters: False runs the encoder as it was before `add_adapters`.
 
         Returns:
-            features: [(B, C_i, h, w)], the grid h = H / patch, but H / 2 for the stem's.
+            features: [(B, C_i, h, w)], the grid h = H / patch, but H / 4 for the stem's.
             embedding: (B, D), the projected class token.
         """
         x = (image - self.mean) / self.std
@@ -143,7 +143,7 @@ class ClipEncoder(nn.Module):
 
 
 def build_small_vit(size: SmallViT) -> ClipEncoder:
-    """The from-scratch preset: open_clip's own VisionTransformer at a small size, features {stem, depth/3, 2 depth/3, depth}."""
+    """The from-scratch preset: open_clip's own VisionTransformer at a small size, features {stem, depth / 3, 2 depth / 3, depth}."""
     from open_clip.transformer import VisionTransformer
 
     visual = VisionTransformer(
@@ -158,16 +158,40 @@ def build_small_vit(size: SmallViT) -> ClipEncoder:
     thirds = sorted({max(1, round(size.depth * i / 3)) for i in (1, 2, 3)})
     if not size.stem:
         return ClipEncoder(visual, sorted({1, *thirds}))
-    stem = nn.Sequential(
-        nn.Conv2d(3, size.stem, 3, padding=1),
-        nn.GELU(),
-        nn.Conv2d(size.stem, size.stem, 3, stride=2, padding=1),
-        nn.GELU(),
-        nn.Conv2d(size.stem, size.stem, 3, padding=1),
-        nn.GELU(),
-    )
-    visual.conv1 = nn.Conv2d(size.stem, size.width, size.patch // 2, stride=size.patch // 2, bias=False)
-    return ClipEncoder(visual, thirds, stem, size.stem)
+    stem = ConvStem(size.stem)
+    visual.conv1 = nn.Conv2d(stem.channels, size.width, size.patch // 4, stride=size.patch // 4, bias=False)
+    return ClipEncoder(visual, thirds, stem)
+
+
+class ConvStem(nn.Module):
+    """Convolutions down to stride 4 in front of a small ViT, which learn local texture in far fewer steps than its patch embedding.
+
+    Args:
+        width: channels at full size; doubled at each halving.
+    """
+
+    stride = 4
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.channels = 4 * width
+
+        def block(inside: int, outside: int, stride: int) -> nn.Sequential:
+            convolution = nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False)
+            return nn.Sequential(convolution, nn.GroupNorm(max(1, outside // 8), outside), nn.GELU())
+
+        self.down = nn.Sequential(
+            block(3, width, 1),
+            block(width, 2 * width, 2),
+            block(2 * width, 2 * width, 1),
+            block(2 * width, 4 * width, 2),
+        )
+        self.mix = nn.Sequential(block(4 * width, 4 * width, 1), block(4 * width, 4 * width, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 4 width, H / 4, W / 4)."""
+        x = self.down(image)
+        return x + self.mix(x)
 
 
 def load_clip(name: str, pretrained: str | None, layers: Sequence[int]) -> tuple[ClipEncoder, Tensor]:

@@ -60,8 +60,8 @@ class FinPercepRM(nn.Module):
         encoder: what RM_2 trains in the encoder: 'frozen' | 'adapters' | 'full'. RM_1's is always frozen, the small RM_0's always trained.
         score_gate: 'residual' | 'paper' | 'concat', see `gate`.
         score_head: 'residual' as above; 'paper' drops S_0 from S_k, and then the score is not kept from stage 0 to 1.
-        decoder_width: channels of the full decoder; None: 128, or 32 for the small preset. The light one has half.
-        light_levels: indices of the features that the light decoder reads.
+        decoder_width: channels of the full decoder; None: 128, or 48 for the small preset. The light one has half.
+        light_levels: indices of the features that the light decoder reads; None: f_2 and f_4, or of the small preset f_1 (its stem) and f_4.
         adapter_width: hidden width of the adapters.
         map_prior: mean of the map at RM_1's birth, put into the decoder's bias.
 
@@ -80,7 +80,7 @@ class FinPercepRM(nn.Module):
         score_gate: Literal['residual', 'paper', 'concat'] = 'residual',
         score_head: Literal['residual', 'paper'] = 'residual',
         decoder_width: int | None = None,
-        light_levels: tuple[int, ...] = (1, 3),
+        light_levels: tuple[int, ...] | None = None,
         adapter_width: int = 64,
         map_prior: float = 0.05,
     ):
@@ -95,8 +95,8 @@ class FinPercepRM(nn.Module):
             'encoder': encoder,
             'score_gate': score_gate,
             'score_head': score_head,
-            'decoder_width': decoder_width or (32 if small else 128),
-            'light_levels': tuple(light_levels),
+            'decoder_width': decoder_width or (48 if small else 128),
+            'light_levels': tuple(light_levels or ((0, 3) if small else (1, 3))),
             'adapter_width': adapter_width,
             'map_prior': map_prior,
         }
@@ -111,8 +111,9 @@ class FinPercepRM(nn.Module):
             self.register_buffer('text', text)
             self.arch['layers'] = self.encoder.layers
         self.base_encoder: nn.Module | None = None
-        if not 0 <= min(light_levels) <= max(light_levels) < len(self.encoder.channels):
-            raise ValueError(f'light_levels: expected indices below {len(self.encoder.channels)}, got {light_levels}')
+        levels = self.arch['light_levels']
+        if not 0 <= min(levels) <= max(levels) < len(self.encoder.channels):
+            raise ValueError(f'light_levels: expected indices below {len(self.encoder.channels)}, got {levels}')
         for _ in range(stage):
             self.grow()
         self._set_trained()
@@ -225,9 +226,10 @@ class FinPercepRM(nn.Module):
             self.base_head.requires_grad_(scratch)
 
     def _scales(self) -> tuple[float, ...]:
-        """Sides of the pyramid's levels in patch grids: strides {p/8, p/4, p/2, p}, none below 2 pixels."""
+        """Sides of the pyramid's levels in patch grids: strides {p/8, p/4, p/2, p}; {4, 4, .., p} behind a stem, which has no finer features."""
+        finest = 8 if self.encoder.stem is None else self.encoder.patch // self.encoder.stem.stride
         count = len(self.encoder.channels)
-        return tuple(float(min(2 ** (count - 1 - i), self.encoder.patch // 2)) for i in range(count))
+        return tuple(float(min(2 ** (count - 1 - i), finest)) for i in range(count))
 
     def file(self) -> dict[str, Any]:
         """What `from_file` reads: {'params': state_dict, 'arch': constructor arguments}."""

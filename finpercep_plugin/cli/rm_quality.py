@@ -23,7 +23,9 @@ def _parser() -> argparse.ArgumentParser:
         prog='rm_quality', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--data', type=Path, required=True, metavar='DIR', help='folder of photos, split by name')
-    parser.add_argument('--test', type=int, default=20, metavar='N', help='the last N photos by name are measured on (default: 20)')
+    parser.add_argument(
+        '--test', type=int, default=20, metavar='N', help='the last N photos by name are measured on (default: 20)'
+    )
     parser.add_argument('--out', type=Path, default=Path('rm_quality'), metavar='DIR', help='(default: rm_quality)')
     parser.add_argument('--gate', choices=_GATES, default='residual', help='score gate (default: residual)')
     parser.add_argument(
@@ -32,10 +34,14 @@ def _parser() -> argparse.ArgumentParser:
         default='grown',
         help='grown: RM_0, RM_1, RM_2 in turn, as users train; scratch: RM_2 at once from random weights, without S_0',
     )
-    parser.add_argument('--encoder', choices=('frozen', 'adapters', 'full'), default='full', help="RM_2's encoder (default: full)")
+    parser.add_argument(
+        '--encoder', choices=('frozen', 'adapters', 'full'), default='full', help="RM_2's encoder (default: full)"
+    )
     parser.add_argument('--triplets', type=int, default=4000, metavar='N', help='to train on (default: 4000)')
     parser.add_argument('--measured', type=int, default=400, metavar='N', help='triplets to measure on (default: 400)')
-    parser.add_argument('--effort', type=float, default=1.0, metavar='X', help='factor of the training steps (default: 1)')
+    parser.add_argument(
+        '--effort', type=float, default=1.0, metavar='X', help='factor of the training steps (default: 1)'
+    )
     parser.add_argument('--seed', type=int, default=0, metavar='N')
     return parser
 
@@ -69,8 +75,13 @@ def _measure(args: argparse.Namespace, train: list[Path], test: list[Path]) -> d
     from finpercep_plugin.data.fgr_options import BuildOptions
 
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, photos, count, seed in (('train', train, args.triplets, args.seed), ('test', test, args.measured, args.seed + 1)):
-        options = BuildOptions(photos=[str(p) for p in photos], out=str(args.out / name), count=count, seed=seed, workers=2)
+    for name, photos, count, seed in (
+        ('train', train, args.triplets, args.seed),
+        ('test', test, args.measured, args.seed + 1),
+    ):
+        options = BuildOptions(
+            photos=[str(p) for p in photos], out=str(args.out / name), count=count, seed=seed, workers=2
+        )
         with tqdm(total=count, unit='sample', desc=name) as bar:
             build(options, lambda done, total, bar=bar: bar.update(done - bar.n))
     began, model = time.perf_counter(), None
@@ -114,7 +125,15 @@ def _train(args: argparse.Namespace, stage: int) -> Any:
         opt['network_g'] |= {'encoder': 'full', 'score_head': 'paper'}
         del opt['train']['align_opt']
     elif stage:
-        before = args.out.absolute() / 'experiments' / f'{args.start}_{args.gate}_{stage - 1}' / 'models' / 'net_g_latest.pth'
+        before = (
+            args.out.absolute()
+            / 'experiments'
+            / f'{args.start}_{args.gate}_{stage - 1}'
+            / 'models'
+            / 'net_g_latest.pth'
+        )
         opt['path']['pretrain_network_g'] = str(before)
     with tqdm(total=steps, unit='step', desc=name) as bar:
-        return train_pipeline(str(args.out.absolute()), opt, lambda step, total: bar.update(step - bar.n), console=False)
+        return train_pipeline(
+            str(args.out.absolute()), opt, lambda step, total: bar.update(step - bar.n), console=False
+        )

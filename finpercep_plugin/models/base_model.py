@@ -175,7 +175,9 @@ class FinPercepModel(BaseModel):
             limit = self.settings.grad_clip or math.inf
             self.log_dict['grad_norm'] = nn.utils.clip_grad_norm_(self.trained.values(), limit)
             optimizer.step()
-            decay = min(self.settings.ema_decay, (1 + current_iter) / (10 + current_iter))  # short runs forget their start
+            decay = min(
+                self.settings.ema_decay, (1 + current_iter) / (10 + current_iter)
+            )  # short runs forget their start
             for name, shadow in self.ema.items():
                 shadow.lerp_(self.trained[name].detach(), 1 - decay)
         else:

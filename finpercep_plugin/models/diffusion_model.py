@@ -65,4 +65,3 @@ class FinPercepDiffusionModel(GeneratorModel):
 
     def export(self, path: Path) -> None:
         self.net_g.save(path, layout='own')
-

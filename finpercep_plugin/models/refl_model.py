@@ -55,7 +55,9 @@ def check(opt: Mapping[str, Any]) -> list[str]:
         )
         kind = (opt.get('reward') or {}).get('type')
         if kind in REWARDS.names() and not hasattr(REWARDS.get(kind), 'raw'):
-            problems.append(f'$.reward.type: expected a reward with stages, such as FinPercep, got {kind}; others go to $.val.rewards')
+            problems.append(
+                f'$.reward.type: expected a reward with stages, such as FinPercep, got {kind}; others go to $.val.rewards'
+            )
     return problems
 
 

@@ -15,8 +15,8 @@ from finpercep_plugin.config import arguments, build, check_file, collect, parse
 from finpercep_plugin.generators.checkpoint import write_weights
 from finpercep_plugin.metrics.rm_metrics import map_sums, summarise_maps
 from finpercep_plugin.models.base_model import FinPercepModel, TrainOptions, ValOptions
+from finpercep_plugin.models.panels import map_picture, picture
 from finpercep_plugin.registry import LOSSES, MODELS
-from finpercep_plugin.models.panels import picture, map_picture
 from finpercep_plugin.visual import grid
 
 __all__ = ['FinPercepRMModel', 'RMTrainOptions', 'check', 'load_or_grow']

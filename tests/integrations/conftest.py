@@ -1,10 +1,6 @@
-"""A small BasicSR experiment, and processes to run it in."""
+"""A small BasicSR experiment."""
 
 import copy
-import importlib.util
-import os
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -61,22 +57,3 @@ def edsr(tmp_path, monkeypatch) -> dict:
     (tmp_path / 'edsr.yml').write_text(yaml.safe_dump(EDSR, sort_keys=False))
     monkeypatch.chdir(tmp_path)
     return copy.deepcopy(EDSR)
-
-
-@pytest.fixture
-def python():
-    """Run Python with `arguments`, as a process of an environment that the plugin is installed in; returns the
-    finished process.
-    """
-    if importlib.util.find_spec('_finpercep_autoload') is None:
-        pytest.skip('the plugin is not installed in this environment (pip install -e .)')
-
-    def run(*arguments, check=True, timeout=120, **variables):
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', **variables}
-        command = [sys.executable, *map(str, arguments)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
-        if check:
-            assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-        return result
-
-    return run

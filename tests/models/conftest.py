@@ -64,7 +64,14 @@ def options(fgr_set, generator_file, tiny_rms, tmp_path, monkeypatch):
         'num_gpu': 0,
         'manual_seed': 5,
         'datasets': {
-            'train': {**data, 'name': 'train', 'use_hflip': True, 'use_rot': True, 'batch_size_per_gpu': 4, 'num_worker_per_gpu': 0},
+            'train': {
+                **data,
+                'name': 'train',
+                'use_hflip': True,
+                'use_rot': True,
+                'batch_size_per_gpu': 4,
+                'num_worker_per_gpu': 0,
+            },
             'val': {**data, 'name': 'val', 'limit': 3},
         },
         'path': {'resume_state': None},
@@ -79,7 +86,12 @@ def options(fgr_set, generator_file, tiny_rms, tmp_path, monkeypatch):
             opt |= {'model_type': 'FinPercepRMModel', 'network_g': {**NETWORK, 'stage': 2}}
             opt['path']['pretrain_network_g'] = tiny_rms[1]
             opt['train'] |= {
-                'map_opt': {'type': 'FinPercepMapLoss', 'positive_weight': 4.0, 'dice_weight': 0.5, 'focal_weight': 1.0},
+                'map_opt': {
+                    'type': 'FinPercepMapLoss',
+                    'positive_weight': 4.0,
+                    'dice_weight': 0.5,
+                    'focal_weight': 1.0,
+                },
                 'rank_opt': {'type': 'FinPercepRankLoss', 'loss_weight': 0.8},
                 'align_opt': {'type': 'FinPercepAlignLoss', 'loss_weight': 0.6},
             }
@@ -90,8 +102,14 @@ def options(fgr_set, generator_file, tiny_rms, tmp_path, monkeypatch):
             opt |= {'model_type': 'FinPercepReFLModel'}
             opt['generator'] |= {'weights': generator_file, 'train': 'all'}
             opt['reward'] = {'type': 'FinPercep', 'rms': [tiny_rms[k] for k in range(3)]}
-            opt['train'] |= {'algorithm': {'type': 'ReFL', 'weight': 0.1}, 'ccl': {'stages': [1, 1, 2], 'calibration': 6}}
-            opt['val']['rewards'] = {'watched': {'type': 'FinPercep', 'rm': tiny_rms[2]}, 'sharpness': {'type': 'Sharpness'}}
+            opt['train'] |= {
+                'algorithm': {'type': 'ReFL', 'weight': 0.1},
+                'ccl': {'stages': [1, 1, 2], 'calibration': 6},
+            }
+            opt['val']['rewards'] = {
+                'watched': {'type': 'FinPercep', 'rm': tiny_rms[2]},
+                'sharpness': {'type': 'Sharpness'},
+            }
         return opt
 
     return make

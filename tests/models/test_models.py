@@ -91,7 +91,9 @@ def test_refl_logs_every_term_with_its_spread_and_walks_the_stages(options, tmp_
     finally:
         basicsr.utils.MessageLogger.__call__ = logger
     assert [v['stage'] for v in seen] == [0, 1, 2, 2]
-    assert {'l_reward', 'l_pretrain', 'reward', 'reward_std', 'reward_raw', 'reward_raw_std', 'grad_norm', 'k'} <= set(seen[0])
+    assert {'l_reward', 'l_pretrain', 'reward', 'reward_std', 'reward_raw', 'reward_raw_std', 'grad_norm', 'k'} <= set(
+        seen[0]
+    )
     assert {'reward_map_max', 'reward_map_max_std', 'reward_score'} <= set(seen[2])
     ccl = state('refl', 4)['ccl']
     assert set(ccl['statistics']['mu']) == {0, 1, 2} and ccl['stage'] == 2

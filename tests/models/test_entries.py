@@ -1,0 +1,94 @@
+"""The three models as processes: in another repository, killed and resumed, and as two processes under torchrun."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+basicsr = pytest.importorskip('basicsr')
+pytestmark = pytest.mark.slow
+KINDS = ('rm', 'diffusion', 'refl')
+
+
+def write(opt: dict, file: str) -> str:
+    Path(file).write_text(yaml.safe_dump(opt, sort_keys=False))
+    return file
+
+
+def trained(name: str, iteration: int) -> dict[str, torch.Tensor]:
+    return torch.load(f'experiments/{name}/training_states/{iteration}.state', weights_only=True)['trained']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('own', [False, True])
+def test_another_repository_trains_by_its_unmodified_train_py(options, tmp_path, python, kind, own):
+    shutil.copytree(Path(basicsr.__file__).parent, 'basicsr', ignore=shutil.ignore_patterns('__pycache__'))
+    write(options(kind), 'opt.yml')
+    python('basicsr/train.py', '-opt', 'opt.yml', **({'PYTHONPATH': '.'} if own else {}))
+    assert trained(kind, 4)
+    for file in Path(f'experiments/{kind}').rglob('4.state'):
+        file.unlink()
+    python('basicsr/train.py', '-opt', 'opt.yml', '--auto_resume', **({'PYTHONPATH': '.'} if own else {}))
+    assert trained(kind, 4)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_killed_at_any_moment_and_resumed_is_bit_identical(options, tmp_path, python, kind):
+    opt = options(kind)
+    opt['val'] = None
+    opt['train']['total_iter'], opt['logger']['save_checkpoint_freq'] = 40, 3
+    if kind == 'refl':
+        opt['train']['ccl']['stages'] = [10, 10, 20]
+    python('-m', 'finpercep_plugin.train', '-opt', write({**opt, 'name': 'whole'}, 'whole.yml'))
+    write(opt, 'opt.yml')
+    command = [sys.executable, '-m', 'finpercep_plugin.train', '-opt', 'opt.yml', '--auto_resume']
+    states, kills = Path(f'experiments/{kind}/training_states'), 0
+    for wait in (0.0, 0.13, 0.31):  # seconds after the first new checkpoint
+        before = set(states.glob('*.state'))
+        with open('log', 'w') as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        deadline = time.time() + 100
+        while set(states.glob('*.state')) <= before and process.poll() is None and time.time() < deadline:
+            time.sleep(0.005)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills, Path('log').read_text()[-2000:]
+    python(*command[1:])
+    one, other = trained('whole', 39), trained(kind, 39)
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_two_processes_are_one_with_the_doubled_batch(options, tmp_path, python, kind):
+    """The same losses at every iteration, and the same after resuming, to 1e-5."""
+    opt = options(kind)
+    opt['train']['ema_decay'] = 0.0
+    python('-m', 'finpercep_plugin.train', '-opt', write(opt, 'one.yml'))
+    opt['name'], opt['datasets']['train']['batch_size_per_gpu'] = 'two', 2
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '-m', 'finpercep_plugin.train']
+    launch += ['-opt', write(opt, 'two.yml'), '--launcher', 'pytorch']
+    python(*launch, timeout=200)
+    losses = [read_losses(name) for name in (kind, 'two')]
+    assert len(losses[0]) == 4
+    for one, two in zip(*losses):
+        assert two == pytest.approx(one, rel=2e-4, abs=1e-5)  # the log prints five digits
+    one, two = trained(kind, 4), trained('two', 4)
+    assert all(torch.allclose(one[k], two[k], atol=1e-5, rtol=0) for k in one)
+    Path('experiments/two/training_states/4.state').unlink()
+    python(*launch, '--auto_resume', timeout=200)
+    again = trained('two', 4)
+    assert all(torch.allclose(two[k], again[k], atol=1e-6, rtol=0) for k in two)
+
+
+def read_losses(name: str) -> list[float]:
+    """The loss of each iteration, from the log."""
+    text = '\n'.join(file.read_text() for file in sorted(Path(f'experiments/{name}').glob('train_*.log')))
+    return [float(line.split('l_total: ')[1].split()[0]) for line in text.splitlines() if 'l_total: ' in line]
