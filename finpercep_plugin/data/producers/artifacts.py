@@ -72,14 +72,20 @@ def smooth(image: np.ndarray, strength: float, rng: np.random.Generator) -> Resu
 
 
 def grid(image: np.ndarray, strength: float, rng: np.random.Generator) -> Result:
-    """The lattice of strided deconvolutions, stronger where there is contrast."""
-    period, amplitude = int(rng.integers(2, 6)), 0.02 + 0.1 * strength
-    y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
-    wave = np.cos(2 * math.pi * x / period) * np.cos(2 * math.pi * y / period)
-    if rng.random() < 0.4:
-        wave = np.cos(2 * math.pi * (x * rng.choice([-1, 0, 1]) + y) / max(period, 3))
+    """The lattice of strided deconvolutions and of pixel shuffles, stronger where there is contrast."""
+    period, amplitude = int(rng.integers(2, 9)), 0.02 + 0.1 * strength
+    kind = ('cosine', 'stripes', 'tile')[rng.choice(3, p=[0.3, 0.2, 0.5])]
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    if kind == 'tile':  # any pattern that repeats, grey or coloured
+        tile = rng.standard_normal((period, period, int(rng.choice([1, 3]))))
+        wave = ((tile - tile.mean()) / max(tile.std(), 1e-6) / math.sqrt(2))[y % period, x % period]
+    elif kind == 'stripes':
+        wave = np.cos(2 * math.pi * (x * rng.choice([-1, 0, 1]) + y) / max(period, 3))[..., None]
+    else:
+        wave = (np.cos(2 * math.pi * x / period) * np.cos(2 * math.pi * y / period))[..., None]
     weight = 0.35 + np.minimum(_contrast(image) * 8, 1.0)
-    return image + (np.float32(amplitude) * wave.astype(np.float32) * weight)[..., None], {
+    return image + np.float32(amplitude) * wave.astype(np.float32) * weight[..., None], {
+        'pattern': kind,
         'period': period,
         'amplitude': amplitude,
     }
