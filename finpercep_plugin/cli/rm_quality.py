@@ -107,11 +107,11 @@ def _train(args: argparse.Namespace, stage: int) -> Any:
     from finpercep_plugin.cli.options import shipped
     from finpercep_plugin.train import train_pipeline
 
+    name = _name(args, stage)
     done = args.out.absolute() / 'experiments' / name / 'models' / 'net_g_latest.pth'
     if stage == 0 and done.is_file():  # the gates share it
         return None
     opt = yaml.safe_load(shipped()[f'rm_{stage}_small'].read_text(encoding='utf-8'))
-    name = _name(args, stage)
     steps = max(1, round(opt['train']['total_iter'] * args.effort))
     opt |= {'name': name, 'manual_seed': args.seed, 'num_gpu': 'auto' if torch.cuda.is_available() else 0}
     opt['train']['total_iter'] = steps
