@@ -13,10 +13,10 @@ import importlib.util
 import logging
 import sys
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 from finpercep_plugin import registry
-from finpercep_plugin.config import ConfigError, arguments, check_file, parse
+from finpercep_plugin.config import ConfigError, arguments, check_file, collect, parse
 from finpercep_plugin.integrations import schema
 from finpercep_plugin.registry import nearest
 
@@ -82,14 +82,14 @@ def check_options(opt: Mapping[str, Any]) -> None:
     top = {k: v for k, v in opt.items() if k not in schema.MADE and not k.startswith('network_')}
     problems += _unknown(top, '$', schema.TOP | extra, model)
     if opt.get('is_train', True):
-        problems += _collect(lambda: parse(schema.Logger, opt.get('logger'), '$.logger')) + _check_tensorboard(opt)
+        problems += collect(lambda: parse(schema.Logger, opt.get('logger'), '$.logger')) + _check_tensorboard(opt)
     if ours:
         problems += module.check(opt) if hasattr(module, 'check') else []
     else:
         problems += _check_foreign(opt, model)
     problems += _check_path(opt) + _check_datasets(opt)
     for path, section in _sections(opt):
-        problems += _check_component(path, section)
+        problems += _check_component(path, section, bool(opt.get('is_train', True)))
     problems += [p for p in _check_weights(opt) if not any(q.split(':')[0] == p.split(':')[0] for q in problems)]
     _raise(problems)
 
@@ -99,18 +99,10 @@ def _raise(problems: list[str]) -> None:
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
-def _collect(step: Callable[[], Any]) -> list[str]:
-    try:
-        step()
-    except ConfigError as error:
-        return error.problems
-    return []
-
-
 def _typed(kind: type, section: Mapping[str, Any], path: str) -> list[str]:
     """Wrong types and missing keys of the keys that `kind` has; other keys are not looked at."""
     names = {f.name for f in dataclasses.fields(kind)}
-    return _collect(lambda: parse(kind, {k: v for k, v in section.items() if k in names}, path))
+    return collect(lambda: parse(kind, {k: v for k, v in section.items() if k in names}, path))
 
 
 def _datasets_are_sections(datasets: Any) -> list[str]:
@@ -166,7 +158,8 @@ def _kind(path: tuple[str, ...]) -> str | None:
     return None
 
 
-def _check_component(path: tuple[str, ...], section: Mapping[str, Any]) -> list[str]:
+def _check_component(path: tuple[str, ...], section: Mapping[str, Any], training: bool) -> list[str]:
+    """A section's type and arguments; a loss of ours that will be used also looks at its files."""
     kind, where, problems = _kind(path) if path else None, '$.' + '.'.join(path), []
     if kind is None:
         return problems
@@ -174,7 +167,10 @@ def _check_component(path: tuple[str, ...], section: Mapping[str, Any]) -> list[
     if found is not None and section['type'] in getattr(registry, kind).names():
         given = ('img', 'img2') if kind == 'METRICS' else ()
         rest = {k: v for k, v in section.items() if k != 'type' and not (kind == 'METRICS' and k == 'better')}
-        problems += _collect(lambda: arguments(found, rest, where, given))
+        wrong = collect(lambda: arguments(found, rest, where, given))
+        if not wrong and training and kind == 'LOSSES' and hasattr(found, 'check'):
+            wrong = collect(lambda: found.check(arguments(found, rest, where), where))
+        problems += wrong
     return problems
 
 
@@ -235,9 +231,9 @@ def _check_path(opt: Mapping[str, Any]) -> list[str]:
             example = {f'{stem}_g' for stem in schema.PATH_STEMS} | schema.PATH
             problems.append(f'$.path.{key}: unknown key, of which BasicSR would make a folder{nearest(key, example)}')
         elif value and key.startswith('pretrain_network') and not resumes:
-            problems += _collect(lambda key=key, value=value: check_file(value, f'$.path.{key}', 'weights'))
+            problems += collect(lambda key=key, value=value: check_file(value, f'$.path.{key}', 'weights'))
         elif value and key == 'resume_state' and not opt.get('auto_resume'):
-            problems += _collect(lambda value=value: check_file(value, '$.path.resume_state', 'training state'))
+            problems += collect(lambda value=value: check_file(value, '$.path.resume_state', 'training state'))
     return problems
 
 
@@ -274,12 +270,12 @@ def _check_dataset(section: Mapping[str, Any], where: str, cls: Any) -> list[str
     if dataclasses.is_dataclass(options):
         names = {f.name for f in dataclasses.fields(options)}
         own = {k: v for k, v in section.items() if k in names or k not in schema.DATASET}
-        problems += _collect(lambda: parse(options, own, where))
+        problems += collect(lambda: parse(options, own, where))
     elif cls is not None:
         problems += _unknown(section, where, schema.DATASET, cls)
     for key, value in section.items():
         if isinstance(value, str) and key.startswith(('dataroot', 'meta_info')):
-            problems += _collect(lambda key=key, value=value: check_file(value, f'{where}.{key}', 'data'))
+            problems += collect(lambda key=key, value=value: check_file(value, f'{where}.{key}', 'data'))
     return problems
 
 
@@ -290,5 +286,5 @@ def _check_weights(value: Any, path: tuple[str, ...] = ()) -> list[str]:
     if isinstance(value, list):
         return [p for i, v in enumerate(value) for p in _check_weights(v, (*path[:-1], f'{path[-1]}[{i}]'))]
     if isinstance(value, str) and value.endswith(_WEIGHTS):
-        return _collect(lambda: check_file(value, '$.' + '.'.join(path), 'weights'))
+        return collect(lambda: check_file(value, '$.' + '.'.join(path), 'weights'))
     return []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import Any, Callable, List, Optional, Sequence, Union
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Union
 
 import torch
 
@@ -49,7 +50,22 @@ def sampler_steps(generator: Any, steps: Steps = None) -> torch.Tensor:
     return timesteps
 
 
-@torch.no_grad()
+@contextlib.contextmanager
+def _no_gradient() -> Iterator[None]:
+    """torch.no_grad, in which autocast keeps no casts of the weights.
+
+    Older versions of torch would use a cast made here again in the step with gradient, and none would reach the weight.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@_no_gradient()
 def rollout(
     generator: Any,
     cond: Condition,
@@ -109,7 +125,7 @@ def step_x0(
     return to_x0(x_t, out, generator.schedule.level(t, x_t), generator.prediction)
 
 
-@torch.no_grad()
+@_no_gradient()
 def super_resolve(
     generator: Any,
     lq: torch.Tensor,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finpercep_plugin.integrations.basicsr import install
-from finpercep_plugin.integrations.entry import leave_group, open_log, read_options, run
+from finpercep_plugin.integrations.entry import blame, leave_group, open_log, read_options, run
 
 __all__ = ['main', 'test_pipeline']
 
@@ -36,9 +36,12 @@ def test_pipeline(root_path: str, opt: Mapping[str, Any] | str | None = None) ->
     make_exp_dirs(opt)
     logger = open_log(opt, 'test')
     loaders = []
-    for _, section in sorted(opt['datasets'].items()):
-        loaders.append(build_dataloader(build_dataset(section), section, num_gpu=opt['num_gpu'], dist=opt['dist']))
-    model = build_model(opt)
+    for phase, section in sorted(opt['datasets'].items()):
+        with blame(f'$.datasets.{phase}'):
+            dataset = build_dataset(section)
+        loaders.append(build_dataloader(dataset, section, num_gpu=opt['num_gpu'], dist=opt['dist']))
+    with blame('$'):
+        model = build_model(opt)
     for loader in loaders:
         logger.info(f'Testing {loader.dataset.opt["name"]}...')
         model.validation(loader, opt['name'], None, (opt.get('val') or {}).get('save_img', False))

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from finpercep_plugin.data.loaders import train_loader, val_loaders
 from finpercep_plugin.integrations.basicsr import install
-from finpercep_plugin.integrations.checkpoints import get_rng, load_resume_state, set_rng
-from finpercep_plugin.integrations.entry import leave_group, open_log, read_options, run, write_options
+from finpercep_plugin.integrations.checkpoints import get_rng, load_resume_state, remove_leftovers, set_rng
+from finpercep_plugin.integrations.entry import blame, leave_group, open_log, read_options, run, write_options
 
 __all__ = ['main', 'train_pipeline']
 
@@ -43,7 +43,8 @@ def train_pipeline(
         The model.
 
     Raises:
-        ConfigError: the options are wrong, the training set is empty, or there is nothing to resume from.
+        ConfigError: the options are wrong, the training set is empty, there is nothing to resume from, or what there is
+            does not fit.
     """
     opt, file, text = read_options(root_path, opt, is_train=True)
     from basicsr.models import build_model
@@ -55,9 +56,11 @@ def train_pipeline(
     write_options(opt, file, text)
     logger = open_log(opt, 'train', console)
     loader, validation = train_loader(opt, start), val_loaders(opt)
-    model = build_model(opt)
+    with blame('$'):
+        model = build_model(opt)
     if state:
-        model.resume_training(state)
+        with blame('$.path.resume_state'):
+            model.resume_training(state)
         logger.info(f'Resuming training from iter {start}.')
     validated = _fit(model, opt, loader, validation, start, tb_logger, on_step)
     logger.info('End of training. Save the latest model.')
@@ -79,6 +82,8 @@ def _prepare_folders(opt: dict[str, Any], fresh: bool) -> Any:
         make_exp_dirs(opt)
         if opt['logger'].get('use_tb_logger') and 'debug' not in opt['name'] and opt['rank'] == 0:
             mkdir_and_rename(os.path.join(opt['root_path'], 'tb_logger', opt['name']))
+    if opt['rank'] == 0:
+        remove_leftovers(opt)
     if opt['dist']:
         torch.distributed.barrier()
     Path(opt['path']['log']).mkdir(parents=True, exist_ok=True)

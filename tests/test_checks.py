@@ -116,6 +116,7 @@ def test_good_options_pass(opt):
             'x',
             "$.path.pretrained_network: unknown key, of which BasicSR would make a folder; did you mean 'pretrain_network_g'?",
         ),
+        ('dist_params', {'prot': 1}, "$.dist_params.prot: unknown key; did you mean 'port'?"),
         ('datasets.train', ..., '$.datasets.train: missing; expected a section'),
         ('datasets.vall', {}, '$.datasets.vall: unknown key; expected train, val or val_*'),
         (
@@ -146,7 +147,7 @@ def test_missing_files(opt, path, tmp_path):
 
 def test_missing_weights_below_a_loss_are_found_before_it_is_built(opt, tmp_path):
     opt['train']['perceptual_opt'] = {'type': 'FinPercepRewardLoss', 'rm': str(tmp_path / 'rm.pth'), 'stage': 2}
-    assert problems(opt) == [f'$.train.perceptual_opt.rm: weights not found at {tmp_path / "rm.pth"}']
+    assert problems(opt) == [f'$.train.perceptual_opt.rm: FinPercep-RM weights not found at {tmp_path / "rm.pth"}']
 
 
 def test_on_a_resume_the_starting_weights_may_be_gone(opt, tmp_path):
@@ -198,6 +199,19 @@ def test_own_models_report_their_own_sections(opt, name):
     found = problems(opt)
     assert any(p.startswith("$.reword: unknown key; did you mean 'reward'") for p in found)
     assert any(p.startswith('$.train.pixel_opt: unknown key') for p in found)
+
+
+def test_reward_files_are_checked_where_they_stand(opt, tiny_rms, tmp_path):
+    files = list(tiny_rms.values())
+    opt['train']['perceptual_opt'] = {'type': 'FinPercepRewardLoss', 'rm': files}
+    check_options(opt)
+    opt['train']['perceptual_opt']['rm'] = [files[0], str(tmp_path / 'no.pth'), files[1]]
+    lines = problems(opt)
+    assert len(lines) == 2
+    assert lines[0].startswith('$.train.perceptual_opt.rm[1]: FinPercep-RM weights not found at')
+    assert lines[1].startswith('$.train.perceptual_opt.rm[2]: ') and lines[1].endswith(
+        'holds an RM_1; expected an RM_2'
+    )
 
 
 def test_fgr_sections_are_checked_by_the_data_sets_own_schema(opt):

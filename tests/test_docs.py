@@ -23,6 +23,27 @@ def test_links_and_option_files_exist(page):
     assert not missing
 
 
+def test_the_sample_reward_is_the_file():
+    text = (ROOT / 'docs/adding.md').read_text(encoding='utf-8')
+    file = (ROOT / 'finpercep_plugin/rewards/sharpness_reward.py').read_text(encoding='utf-8')
+    assert f'```python\n{file}```' in text
+
+
+def test_the_table_of_a_generator_is_its_methods():
+    pytest.importorskip('diffusers')
+    pytest.importorskip('peft')
+    from finpercep_plugin.generators.tiny_diffusion import TinyDiffusion
+
+    text = (ROOT / 'docs/adding.md').read_text(encoding='utf-8')
+    table = text.split('## A generator')[1].split('## An algorithm')[0]
+    rows = re.findall(r'^\| (.+?) \|', table, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r'`(\w+)', row)}
+    generator = TinyDiffusion(network={'channels': [8], 'norm_groups': 4})
+    assert not [name for name in named if not hasattr(generator, name)]
+    own = {name for name, value in vars(TinyDiffusion).items() if not name.startswith('_')}
+    assert own <= named
+
+
 def test_commands_and_names_of_the_readme_exist():
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
     setup = (ROOT / 'setup.py').read_text(encoding='utf-8')

@@ -114,6 +114,49 @@ def test_bad_input():
         rollout(Constant('flow'), _cond(), noise, eta=0.5, draw=lambda index: noise)
 
 
+def test_casts_made_without_gradient_are_not_kept():
+    kept = []
+
+    class Watched(Constant):
+        def predict(self, *inputs, **options):
+            kept.append(torch.is_autocast_cache_enabled())
+            return super().predict(*inputs, **options)
+
+    generator, noise = Watched(), torch.ones(1, 1, 1, 2)
+    rollout(generator, _cond(), noise)
+    super_resolve(generator, torch.zeros(1, 1, 1, 2), noise)
+    with pytest.raises(ValueError, match='pass draw'):
+        rollout(generator, _cond(), noise, eta=0.5)
+    assert not any(kept) and torch.is_autocast_cache_enabled() and torch.is_grad_enabled()
+    step_x0(generator, noise, 1, _cond())
+    assert len(kept) == 5 and kept[-1]
+
+
+def test_gradient_under_autocast_is_that_of_the_step_alone():
+    pytest.importorskip('diffusers')
+    from finpercep_plugin.generators.tiny_diffusion import TinyDiffusion
+
+    torch.manual_seed(0)
+    generator = TinyDiffusion(network={'channels': [8, 8], 'norm_groups': 4}, scale=2, steps=3)
+    torch.nn.init.normal_(generator.network.unet.conv_out.weight, std=0.05)
+    cond, noise = generator.condition(torch.rand(1, 3, 8, 8)), torch.randn(1, 3, 16, 16)
+    chosen = generator.trainable('all')
+
+    def gradients(x_t=None):
+        for value in chosen.values():
+            value.grad = None
+        with torch.autocast('cpu', torch.bfloat16):
+            x_t = rollout(generator, cond, noise, 2).latents[-1] if x_t is None else x_t
+            loss = step_x0(generator, x_t, 2, cond).square().mean()
+        loss.backward()
+        return x_t, {name: value.grad for name, value in chosen.items()}
+
+    x_t, after_rollout = gradients()
+    _, alone = gradients(x_t)
+    assert all(value is not None and torch.equal(value, alone[name]) for name, value in after_rollout.items())
+    assert sum(bool(value.any()) for value in alone.values()) > len(chosen) // 2
+
+
 def test_super_resolve_does_not_depend_on_the_batch():
     pytest.importorskip('diffusers')
     from finpercep_plugin.generators.tiny_diffusion import TinyDiffusion

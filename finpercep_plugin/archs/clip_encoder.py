@@ -143,8 +143,15 @@ class ClipEncoder(nn.Module):
 
 
 def build_small_vit(size: SmallViT) -> ClipEncoder:
-    """The from-scratch preset: open_clip's own VisionTransformer at a small size, features {stem, depth / 3, 2 depth / 3, depth}."""
+    """The from-scratch preset: open_clip's own VisionTransformer at a small size, features {stem, depth / 3, 2 depth / 3, depth}.
+
+    Raises:
+        ValueError: a patch that the stem's stride does not divide.
+    """
     from open_clip.transformer import VisionTransformer
+
+    if size.stem and size.patch % ConvStem.stride:
+        raise ValueError(f'vit.patch: expected a multiple of {ConvStem.stride} behind a stem, got {size.patch}')
 
     visual = VisionTransformer(
         image_size=size.size,

@@ -17,8 +17,6 @@ from finpercep_plugin.registry import ARCHS
 
 __all__ = ['FinPercepRM', 'gate']
 
-SCORE_GATES = ('residual', 'paper', 'concat')
-
 
 def gate(features: Tensor, degradation: Tensor, kind: str) -> Tensor:
     """Features weighted by the map before pooling (paper Eq. 2, and the two others of METHOD.md §1).
@@ -61,7 +59,7 @@ class FinPercepRM(nn.Module):
         score_gate: 'residual' | 'paper' | 'concat', see `gate`.
         score_head: 'residual' as above; 'paper' drops S_0 from S_k, and then the score is not kept from stage 0 to 1.
         decoder_width: channels of the full decoder; None: 128, or 48 for the small preset. The light one has half.
-        light_levels: indices of the features that the light decoder reads; None: f_2 and f_4, or of the small preset f_1 (its stem) and f_4.
+        light_levels: indices of the features that the light decoder reads; None: f_2 and the last, or of the small preset f_1 (its stem) and the last.
         adapter_width: hidden width of the adapters.
         map_prior: mean of the map at RM_1's birth, put into the decoder's bias.
 
@@ -96,7 +94,7 @@ class FinPercepRM(nn.Module):
             'score_gate': score_gate,
             'score_head': score_head,
             'decoder_width': decoder_width or (48 if small else 128),
-            'light_levels': tuple(light_levels or ((0, 3) if small else (1, 3))),
+            'light_levels': tuple(light_levels or ((0, -1) if small else (1, -1))),
             'adapter_width': adapter_width,
             'map_prior': map_prior,
         }
@@ -111,9 +109,12 @@ class FinPercepRM(nn.Module):
             self.register_buffer('text', text)
             self.arch['layers'] = self.encoder.layers
         self.base_encoder: nn.Module | None = None
-        levels = self.arch['light_levels']
-        if not 0 <= min(levels) <= max(levels) < len(self.encoder.channels):
-            raise ValueError(f'light_levels: expected indices below {len(self.encoder.channels)}, got {levels}')
+        count = len(self.encoder.channels)
+        levels = self.arch['light_levels'] = tuple(
+            i % count if -count <= i < count else i for i in self.arch['light_levels']
+        )
+        if not 0 <= min(levels) <= max(levels) < count:
+            raise ValueError(f'light_levels: expected indices below {count}, got {levels}')
         for _ in range(stage):
             self.grow()
         self._set_trained()
@@ -188,8 +189,9 @@ class FinPercepRM(nn.Module):
             logits = logits + self.decoder_full(features, grid, padded.shape[-2:])
         degradation = torch.sigmoid(logits.float())
         last = self.head_norm(features[-1].movedim(1, -1)).movedim(-1, 1)
-        gated = gate(last, F.adaptive_avg_pool2d(degradation, grid).to(last.dtype), self.arch['score_gate'])
-        score = self.head(gated.mean(dim=(-2, -1))).squeeze(1).float()
+        gated = gate(last.float(), F.adaptive_avg_pool2d(degradation, grid), self.arch['score_gate'])
+        with torch.autocast(sr.device.type, enabled=False):  # scores are fp32, as the margins between them ask
+            score = self.head(gated.mean(dim=(-2, -1))).squeeze(1)
         if self.arch['score_head'] == 'residual':
             score = score + base
         return score, degradation[..., :height, :width], base
@@ -202,10 +204,11 @@ class FinPercepRM(nn.Module):
         return self._base(*self.encoder(padded, adapters=False))
 
     def _base(self, features: list[Tensor], embedding: Tensor) -> Tensor:
-        if self.base_head is not None:
-            return self.base_head(features[-1].movedim(1, -1)).mean(dim=(1, 2, 3)).float()
-        cosine = F.normalize(embedding.float(), dim=-1) @ self.text.float().T
-        return (100 * cosine).softmax(dim=-1)[:, 0]
+        with torch.autocast(embedding.device.type, enabled=False):
+            if self.base_head is not None:
+                return self.base_head(features[-1].float().movedim(1, -1)).mean(dim=(1, 2, 3))
+            cosine = F.normalize(embedding.float(), dim=-1) @ self.text.float().T
+            return (100 * cosine).softmax(dim=-1)[:, 0]
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """{'encoder': ..., 'decoder': ...}: the parameters that train at this stage (METHOD.md §2 gives them two rates)."""

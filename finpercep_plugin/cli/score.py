@@ -16,7 +16,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='finpercep-score', description=__doc__, epilog=_EPILOG)
     parser.add_argument('inputs', nargs='+', metavar='INPUT', help='folders (searched recursively) or image files')
     parser.add_argument(
-        '--rm', required=True, metavar='FILE', help='a FinPercep-RM file, such as the rm_2.pth of a training run'
+        '--rm',
+        required=True,
+        metavar='FILE',
+        help='a FinPercep-RM file, such as experiments/rm_2_small/models/net_g_latest.pth of a training run',
     )
     parser.add_argument('--out', default='scores.csv', metavar='FILE', help='CSV to write (default: %(default)s)')
     parser.add_argument(
@@ -57,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         paths = list_images(args.inputs, skip=[args.maps] if args.maps else [])[: args.limit]
         device = choose_device(args.device)
+        _try(device)
     except (FileNotFoundError, ValueError) as error:
         return _refuse(str(error))
     if not paths:
@@ -70,6 +74,19 @@ def main(argv: list[str] | None = None) -> int:
     if getattr(rm, 'stage', None) == 0:
         print('finpercep-score: this is an RM_0, which has no map: map_mean and map_max are 0', file=sys.stderr)
     return _score(Scorer(rm, device, args.batch, args.top, args.maps), paths, common_root(args.inputs), args)
+
+
+def _try(device) -> None:
+    """
+    Raises:
+        ValueError: nothing can be computed on it here.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f'--device: {device} cannot be used here: {str(error).splitlines()[0]}') from error
 
 
 def load_rm(path: str):

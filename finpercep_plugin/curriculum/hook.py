@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Callable
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from finpercep_plugin.generators.checkpoint import write_weights
 from finpercep_plugin.losses.reward_loss import FinPercepRewardLoss, NonFiniteReward
 
 __all__ = ['attach', 'reward_losses']
@@ -99,6 +100,8 @@ class _Curriculum:
         self._log(terms=False)
         if self.bad_steps >= limit:
             self.model.save(0, iteration)
+            if dist.is_available() and dist.is_initialized():
+                dist.barrier()  # a rank that raises takes the others down, rank 0 in the middle of its save
             raise FloatingPointError(
                 f'{self.bad_steps} steps had rewards that are not finite (max_bad_steps); the state of iter '
                 f'{iteration} is saved. Lower train.optim_g.lr or loss_weight'
@@ -117,7 +120,7 @@ class _Curriculum:
         if current_iter != -1 and self.model.opt.get('rank', 0) == 0:
             losses = {name: loss.curriculum_state() for name, loss in self.losses.items()}
             file = Path(self.model.opt['path']['training_states']) / f'{current_iter}.ccl'
-            _write({'losses': losses, 'bad_steps': self.bad_steps}, file)
+            write_weights({'losses': losses, 'bad_steps': self.bad_steps}, file)
         return self.save_state(epoch, current_iter, *args, **kwargs)
 
     def resume_training(self, resume_state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -145,13 +148,3 @@ class _Curriculum:
             loss.load_curriculum_state(state['losses'][name])
         self.bad_steps = state['bad_steps']
         return result
-
-
-def _write(state: dict[str, Any], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f'.{file.name}.{os.getpid()}')
-    with open(temporary, 'wb') as handle:
-        torch.save(state, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)

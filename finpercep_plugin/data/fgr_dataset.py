@@ -42,7 +42,6 @@ class FGROptions:
         use_hflip, use_rot: random flips and quarter turns, of the pictures, mask and map alike.
         limit: use the first so many samples only.
         on_error: an unreadable sample: 'raise', or 'skip' to the next good one, logged and counted in `skipped`.
-        syn_from: 'stored': sr, gt and mask of the set.
 
     The rest are BasicSR's own keys for its loader, unused here.
     """
@@ -60,7 +59,6 @@ class FGROptions:
     use_rot: bool = False
     limit: int | None = None
     on_error: Literal['raise', 'skip'] = 'raise'
-    syn_from: Literal['stored'] = 'stored'
     name: str = 'FGR'
     type: str = 'FinPercepFGRDataset'
     phase: str = 'train'

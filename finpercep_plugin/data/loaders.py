@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from finpercep_plugin.config import ConfigError
 from finpercep_plugin.data.sampler import PositionDataset, PositionSampler
+from finpercep_plugin.integrations.entry import blame
 
 __all__ = ['train_loader', 'val_loaders']
 
@@ -17,7 +18,7 @@ def train_loader(opt: dict[str, Any], start_iter: int) -> DataLoader:
     """The batches of the iterations after `start_iter`, of this rank, in one pass.
 
     Raises:
-        ConfigError: the data set is empty.
+        ConfigError: the data set is empty, or cannot be built as the options say.
     """
     from basicsr.data import build_dataset
 
@@ -25,14 +26,12 @@ def train_loader(opt: dict[str, Any], start_iter: int) -> DataLoader:
     gpus = 1 if opt['dist'] else max(int(opt['num_gpu']), 1)
     batch = section['batch_size_per_gpu'] * gpus
     total = int(opt['train']['total_iter'])
-    try:
+    if section.get('prefetch_mode'):
+        logging.getLogger('basicsr').info('datasets.train.prefetch_mode: not used here; num_worker_per_gpu reads ahead')
+    with blame('$.datasets.train'):
         dataset = PositionDataset(
             build_dataset(section), opt['manual_seed'], section.get('use_shuffle', True) is not False
         )
-    except ValueError as error:
-        if isinstance(error, ConfigError) or 'is empty' not in str(error):
-            raise
-        raise ConfigError([f'$.datasets.train: {error}']) from error
     sampler = PositionSampler(batch * opt['world_size'], opt['rank'], opt['world_size'], start_iter, total)
     return DataLoader(
         dataset,
@@ -45,11 +44,17 @@ def train_loader(opt: dict[str, Any], start_iter: int) -> DataLoader:
 
 
 def val_loaders(opt: dict[str, Any]) -> list[DataLoader]:
-    """One loader for each `datasets.val*`."""
+    """One loader for each `datasets.val*`.
+
+    Raises:
+        ConfigError: a data set cannot be built as the options say.
+    """
     from basicsr.data import build_dataloader, build_dataset
 
     loaders = []
     for phase, section in opt['datasets'].items():
         if phase.split('_')[0] == 'val':
-            loaders.append(build_dataloader(build_dataset(section), section, num_gpu=opt['num_gpu'], dist=opt['dist']))
+            with blame(f'$.datasets.{phase}'):
+                dataset = build_dataset(section)
+            loaders.append(build_dataloader(dataset, section, num_gpu=opt['num_gpu'], dist=opt['dist']))
     return loaders

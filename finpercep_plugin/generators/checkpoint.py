@@ -11,7 +11,7 @@ import torch
 
 from finpercep_plugin.registry import nearest
 
-__all__ = ['check_arch', 'check_keys', 'read_weights', 'write_weights']
+__all__ = ['check_arch', 'check_keys', 'check_whole', 'read_weights', 'write_weights']
 
 
 def read_weights(path: Union[str, Path], what: str) -> Dict[str, Any]:
@@ -38,6 +38,23 @@ def read_weights(path: Union[str, Path], what: str) -> Dict[str, Any]:
         found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"weights of {what}: {file.absolute()} has no dict 'params'; found {found}")
     return data
+
+
+def check_whole(data: Mapping[str, Any], source: Union[str, Path]) -> None:
+    """Refuse a file of fine-tuned tensors where nothing is there to lay them over.
+
+    Args:
+        data: of `read_weights`.
+        source: the file, for the message.
+
+    Raises:
+        ValueError: the file is a subset.
+    """
+    if data.get('subset'):
+        raise ValueError(
+            f'{source} holds fine-tuned tensors only; load the weights that it was fine-tuned from first: '
+            f'generator.weights: [base.pth, {Path(source).name}]'
+        )
 
 
 def check_keys(

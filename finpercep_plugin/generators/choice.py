@@ -1,13 +1,18 @@
-"""Which parameters of a network are trained."""
+"""Which parameters of a network are trained, and what their values were at the start."""
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from typing import Iterable, List, Sequence, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
+import torch
+from torch import nn
+
+from finpercep_plugin.generators import lora
 from finpercep_plugin.registry import nearest
 
-__all__ = ['match_names']
+__all__ = ['TrainedPart', 'match_names']
 
 
 def match_names(choice: Union[str, Sequence[str]], names: Iterable[str], released: Sequence[str] = ('*',)) -> List[str]:
@@ -34,3 +39,89 @@ def match_names(choice: Union[str, Sequence[str]], names: Iterable[str], release
         beginnings = sorted({'.'.join(name.split('.')[:2]) for name in names})
         raise ValueError(f'patterns that fit no parameter of the network: {dead}; its names begin with {beginnings}')
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+class TrainedPart:
+    """The trained part of a generator's network, its LoRA included, and the policy that training started from.
+
+    Args:
+        network: of the generator, which calls it through this object.
+        released: the patterns that the choice 'released' stands for.
+
+    Attributes:
+        names: of the trained parameters, in the network; empty before `choose`.
+        lora: {'rank', 'alpha'} of the adapters, or None.
+    """
+
+    def __init__(self, network: nn.Module, released: Sequence[str] = ('*',)):
+        self.network, self.released = network, released
+        self.names: List[str] = []
+        self.lora: Optional[Dict[str, Any]] = None
+        self._start: Optional[Dict[str, torch.Tensor]] = None  # None: a fresh LoRA, to be switched off
+        self._use_start = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The network's output; inside `reference`, that of the starting policy."""
+        if not self._use_start or self._start is None:
+            return self.network(*inputs)
+        device = next(self.network.parameters()).device
+        start = {name: value.to(device) for name, value in self._start.items()}
+        return torch.func.functional_call(self.network, start, inputs)
+
+    def choose(self, choice: Union[str, Sequence[str]], rank: int, alpha: float) -> Dict[str, nn.Parameter]:
+        """Sets `requires_grad` on the chosen parameters only; their present values become the starting policy.
+
+        Args:
+            choice: 'all', 'released', 'lora', or a list of shell patterns.
+            rank: of the LoRA.
+            alpha: of the LoRA; its output is scaled by alpha / rank.
+
+        Returns:
+            {name in the network: parameter}.
+
+        Raises:
+            ValueError: see `match_names` and `add_lora`.
+        """
+        if choice == 'lora':
+            self.add_lora(rank, alpha)
+            chosen = lora.lora_parameters(self.network)
+        else:
+            parameters = dict(self.network.named_parameters())
+            chosen = {name: parameters[name] for name in match_names(choice, parameters, self.released)}
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        self.names = list(chosen)
+        fresh = choice == 'lora' and lora.is_fresh(self.network)
+        self._start = None if fresh else {name: value.detach().clone() for name, value in chosen.items()}
+        return chosen
+
+    def add_lora(self, rank: int, alpha: float) -> None:
+        """Adapters of that rank and alpha, unless they are there already.
+
+        Raises:
+            ValueError: there are others.
+        """
+        wanted = {'rank': rank, 'alpha': float(alpha)}
+        if self.lora is None:
+            device = next(self.network.parameters()).device
+            lora.add_lora(self.network, rank, alpha)
+            self.network.to(device)
+            self.lora = wanted
+        elif self.lora != wanted:
+            raise ValueError(f'the generator has a LoRA with {self.lora} already, which cannot become {wanted}')
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, a call is the starting policy: a fresh LoRA off, else the trained tensors as `choose` found them.
+
+        Raises:
+            RuntimeError: nothing was chosen, so there is no start to refer to.
+        """
+        if not self.names:
+            raise RuntimeError('reference() needs a starting policy: call trainable(...) first')
+        before, self._use_start = self._use_start, True
+        try:
+            with lora.adapters_off(self.network) if self._start is None else contextlib.nullcontext():
+                yield
+        finally:
+            self._use_start = before

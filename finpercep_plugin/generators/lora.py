@@ -37,7 +37,7 @@ def add_lora(
         targets = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs too
         inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
     return list(targets)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Literal, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, ContextManager, Dict, Literal, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import nn
@@ -13,8 +12,8 @@ from finpercep_plugin.config import arguments, build
 from finpercep_plugin.diffusion.prediction import Prediction, add_noise, to_eps
 from finpercep_plugin.diffusion.schedule import DiscreteSchedule, Kind, Spacing, alphas_cumprod, respaced_timesteps
 from finpercep_plugin.generators import lora
-from finpercep_plugin.generators.checkpoint import check_arch, check_keys, read_weights, write_weights
-from finpercep_plugin.generators.choice import match_names
+from finpercep_plugin.generators.checkpoint import check_arch, check_keys, check_whole, read_weights, write_weights
+from finpercep_plugin.generators.choice import TrainedPart
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.generators.pixels import Region, crop, straight_through_clamp, upscale
 from finpercep_plugin.registry import ARCHS, GENERATORS, nearest
@@ -87,10 +86,8 @@ class TinyDiffusion(nn.Module):
         self.schedule = DiscreteSchedule(alphas_cumprod(schedule, train_steps, beta_start, beta_end))
         self.steps = self.timesteps(steps)
         self.register_buffer('residual_sd', torch.tensor(float(residual_sd)))
-        self._lora: Optional[Dict[str, Any]] = None
-        self._trained: List[str] = []
-        self._start: Optional[Dict[str, torch.Tensor]] = None  # None: a fresh LoRA, to be switched off
-        self._use_start = False
+        self.part = TrainedPart(self.network)
+        self._loaded = False
 
     @classmethod
     def check(cls, options: Mapping[str, Any], path: str) -> None:
@@ -110,12 +107,13 @@ class TinyDiffusion(nn.Module):
         Raises:
             FileNotFoundError, ValueError: as `load`; also a file without 'arch'.
         """
-        arch = read_weights(path, 'TinyDiffusion').get('arch')
-        if not isinstance(arch, dict):
+        data = read_weights(path, 'TinyDiffusion')
+        check_whole(data, path)
+        if not isinstance(data.get('arch'), dict):
             raise ValueError(
                 f"{path} has no 'arch', so TinyDiffusion cannot be built from it alone; build it from YAML, then load"
             )
-        generator = cls(**arch)
+        generator = cls(**data['arch'])
         generator.load(path)
         return generator
 
@@ -169,11 +167,7 @@ class TinyDiffusion(nn.Module):
             raise ValueError(f'TinyDiffusion has no unconditional prediction, so guidance must be 1, got {guidance}')
         if isinstance(t, torch.Tensor):
             t = t.to(x_t.device)
-        if self._use_start and self._start is not None:
-            overlay = {name: value.to(x_t.device) for name, value in self._start.items()}
-            out = torch.func.functional_call(self.network, overlay, (x_t, t, cond.lq_up))
-        else:
-            out = self.network(x_t, t, cond.lq_up)
+        out = self.part(x_t, t, cond.lq_up)
         return to_eps(x_t, out, self.schedule.level(t, x_t), self.network_output)
 
     def decode(self, latent: torch.Tensor, cond: Condition, region: Optional[Region] = None) -> torch.Tensor:
@@ -228,36 +222,17 @@ class TinyDiffusion(nn.Module):
             ValueError: an unknown choice, a pattern that fits no parameter, or another rank or alpha than the LoRA
                 already there.
         """
-        if choice == 'lora':
-            self._add_lora(rank, alpha)
-            chosen = lora.lora_parameters(self.network)
-        else:
-            parameters = dict(self.network.named_parameters())
-            chosen = {name: parameters[name] for name in match_names(choice, parameters)}
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(name in chosen)
-        self._trained = list(chosen)
-        fresh = choice == 'lora' and lora.is_fresh(self.network)
-        self._start = None if fresh else {name: value.detach().clone() for name, value in chosen.items()}
-        return chosen
+        return self.part.choose(choice, rank, alpha)
 
-    @contextlib.contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> ContextManager[None]:
         """Inside, `predict` is the starting policy.
 
         A fresh LoRA is switched off; else the trained tensors have the values that `trainable` found.
 
         Raises:
-            RuntimeError: `trainable` was not called, so there is no start to refer to.
+            RuntimeError: on entry, if `trainable` was not called, so that there is no start to refer to.
         """
-        if not self._trained:
-            raise RuntimeError('reference() needs a starting policy: call trainable(...) first')
-        before, self._use_start = self._use_start, True
-        try:
-            with lora.adapters_off(self.network) if self._start is None else contextlib.nullcontext():
-                yield
-        finally:
-            self._use_start = before
+        return self.part.reference()
 
     def load(self, path: Union[str, Path]) -> None:
         """Load a file of any layout of `save`, strictly; a file with LoRA adds the adapters first.
@@ -265,19 +240,22 @@ class TinyDiffusion(nn.Module):
         Raises:
             FileNotFoundError: no such file.
             ValueError: not a weight file, another scale or schedule, other names or shapes (all are listed),
-                or plain weights after a LoRA was added.
+                layout 'trained' before whole weights, or plain weights after a LoRA was added.
         """
         data = read_weights(path, 'TinyDiffusion')
+        if not self._loaded:
+            check_whole(data, path)
         check_arch(self.arch, data.get('arch') or {}, path, _MEANING)
         if data.get('lora'):
-            self._add_lora(int(data['lora']['rank']), float(data['lora']['alpha']))
-        elif self._lora and not data.get('subset'):
+            self.part.add_lora(int(data['lora']['rank']), float(data['lora']['alpha']))
+        elif self.part.lora and not data.get('subset'):
             raise ValueError(
                 f"{path} holds weights without LoRA, but this generator has one: load before trainable('lora')"
             )
         own = self.state_dict()
         check_keys(own, data['params'], path, subset=bool(data.get('subset')))
         self.load_state_dict({**own, **data['params']}, strict=True)
+        self._loaded = True
 
     def save(self, path: Union[str, Path], layout: Literal['own', 'original', 'trained'] = 'own') -> None:
         """Write the weights, to a temporary name and then renamed.
@@ -285,7 +263,7 @@ class TinyDiffusion(nn.Module):
         Args:
             path: the file.
             layout: 'own': everything, adapters apart; 'original': a plain network, adapters merged into its weights;
-                'trained': only the tensors that `trainable` chose, to be loaded over the starting weights.
+                'trained': the tensors that `trainable` chose and residual_sd, to be loaded over the starting weights.
 
         Raises:
             ValueError: an unknown layout, or 'trained' where nothing was chosen.
@@ -293,25 +271,15 @@ class TinyDiffusion(nn.Module):
         data: Dict[str, Any] = {'arch': self.arch}
         state = {name: value.detach().cpu() for name, value in self.state_dict().items()}
         if layout == 'own':
-            data.update(params=state, lora=self._lora)
+            data.update(params=state, lora=self.part.lora)
         elif layout == 'original':
             plain = {f'network.{name}': value.cpu() for name, value in lora.merged_state(self.network).items()}
             data.update(params={'residual_sd': state['residual_sd'], **plain})
-        elif layout == 'trained' and self._trained:
-            names = [f'network.{name}' for name in self._trained]
-            data.update(params={name: state[name] for name in names}, subset=True, lora=self._lora)
+        elif layout == 'trained' and self.part.names:
+            names = ['residual_sd', *(f'network.{name}' for name in self.part.names)]
+            data.update(params={name: state[name] for name in names}, subset=True, lora=self.part.lora)
         elif layout == 'trained':
             raise ValueError("save(layout='trained') has nothing to write: call trainable(...) first")
         else:
             raise ValueError(f'no layout {layout!r}{nearest(layout, ["own", "original", "trained"])}')
         write_weights(data, path)
-
-    def _add_lora(self, rank: int, alpha: float) -> None:
-        wanted = {'rank': rank, 'alpha': float(alpha)}
-        if self._lora is None:
-            device = self.residual_sd.device
-            lora.add_lora(self.network, rank, alpha)
-            self.network.to(device)
-            self._lora = wanted
-        elif self._lora != wanted:
-            raise ValueError(f'the generator has a LoRA with {self._lora} already, which cannot become {wanted}')

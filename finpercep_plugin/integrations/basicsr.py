@@ -29,7 +29,7 @@ PATCHES: dict[str, dict[str, str]] = {
     'basicsr.train': {'load_resume_state': 'load_resume_state'},
     'basicsr.utils.dist_util': {'init_dist': 'init_dist'},
     'basicsr.utils.logger': {'init_tb_logger': 'relocated'},
-    'basicsr.utils.misc': {'mkdir_and_rename': 'relocated'},
+    'basicsr.utils.misc': {'mkdir_and_rename': 'mkdir_and_rename'},
     'basicsr.utils.options': {'parse_options': 'parse_options'},
 }
 REGISTRIES = {

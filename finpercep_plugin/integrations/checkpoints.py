@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -17,8 +18,9 @@ import torch
 import torch.distributed as dist
 
 from finpercep_plugin.config import ConfigError
+from finpercep_plugin.generators.checkpoint import write_weights
 
-__all__ = ['get_rng', 'load_resume_state', 'protect', 'set_rng']
+__all__ = ['get_rng', 'load_resume_state', 'protect', 'remove_leftovers', 'set_rng']
 
 _log = logging.getLogger('basicsr')
 
@@ -76,7 +78,7 @@ def protect(model: Any) -> None:
         paths = model.opt['path']
         final = {key: paths[key] for key in ('models', 'training_states')}
         if current_iter != -1:
-            _write(Path(final['training_states']) / _rng_name(current_iter), get_rng())
+            write_weights(get_rng(), Path(final['training_states']) / _rng_name(current_iter))
         _barrier()
         hidden = {key: os.path.join(folder, '.unfinished') for key, folder in final.items()}
         if _rank() == 0:
@@ -117,11 +119,30 @@ def _publish(hidden: Path, final: Path) -> None:
     hidden.rmdir()
 
 
-def _write(path: Path, value: Any) -> None:
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(value, temporary)
-    os.replace(temporary, path)
+def remove_leftovers(opt: dict[str, Any]) -> None:
+    """Delete what runs that were killed while writing left in the experiment's folders: `<name>.<pid>.tmp` of processes
+    that are gone. For the start of a run, on rank 0.
+    """
+    for key in ('models', 'training_states'):
+        for file in Path(opt['path'][key]).glob('*.tmp'):
+            found = re.search(r'\.(\d+)\.tmp$', file.name)
+            if found and not _alive(int(found[1])):
+                file.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    """Whether another process has this number; where that cannot be asked for safely, yes."""
+    if pid == os.getpid():
+        return False
+    if os.name != 'posix':
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _rank() -> int:

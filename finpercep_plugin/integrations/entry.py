@@ -8,14 +8,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 from finpercep_plugin.config import ConfigError
+from finpercep_plugin.data.fgr_format import FGRError
+from finpercep_plugin.data.lmdb_io import StoreError
 from finpercep_plugin.integrations.basicsr import require
+from finpercep_plugin.integrations.fitting import settle_seed
 from finpercep_plugin.integrations.wrappers import leave_group
 
-__all__ = ['leave_group', 'open_log', 'read_options', 'run', 'write_options']
+__all__ = ['blame', 'leave_group', 'open_log', 'read_options', 'run', 'write_options']
 
 
 def run(pipeline: Callable[[str], Any], argv: list[str] | None = None) -> int:
@@ -26,14 +30,17 @@ def run(pipeline: Callable[[str], Any], argv: list[str] | None = None) -> int:
         argv: command line without the program's name; None leaves sys.argv.
 
     Returns:
-        Exit code: 0, 1 for a run that diverged, 2 for bad options.
+        Exit code: 0, 1 for a run that diverged, 2 for bad options or data.
     """
     if argv is not None:
         sys.argv[1:] = argv
     try:
         pipeline(os.getcwd())
-    except ConfigError as error:
-        print(f'error: {error}', file=sys.stderr)
+    except (ConfigError, FGRError, StoreError) as error:
+        text = str(error)
+        if 'Original Traceback' in text:  # of a data worker
+            text = text.strip().splitlines()[-1].partition(': ')[2]
+        print(f'error: {text}', file=sys.stderr)
         return 2
     except FloatingPointError as error:
         print(f'error: {error}', file=sys.stderr)
@@ -44,6 +51,26 @@ def run(pipeline: Callable[[str], Any], argv: list[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def blame(path: str) -> Iterator[None]:
+    """What is built inside from options at the YAML path `path` and refuses them is a mistake of the options.
+
+    Raises:
+        ConfigError: in place of a ValueError or an OSError.
+
+    >>> with blame('$.path'):
+    ...     open('nowhere')
+    Traceback (most recent call last):
+    finpercep_plugin.config.ConfigError: $.path: [Errno 2] No such file or directory: 'nowhere'
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, OSError) as error:
+        raise ConfigError([f'{path}: {error}']) from error
 
 
 def read_options(
@@ -64,14 +91,12 @@ def read_options(
         ConfigError: the options are wrong; see `finpercep_plugin.checks`.
     """
     require()
-    from basicsr.utils import set_random_seed
+    import yaml
     from basicsr.utils.options import ordered_yaml, parse_options
 
     argv = list(sys.argv)
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(opt, Mapping):
-            import yaml
-
             file = Path(folder) / f'{opt.get("name", "options")}.yml'
             file.write_text(yaml.dump(opt, Dumper=ordered_yaml()[1]), encoding='utf-8')
             sys.argv[1:] = ['-opt', str(file)]
@@ -79,12 +104,10 @@ def read_options(
             sys.argv[1:] = ['-opt', str(opt)]
         try:
             parsed, args = parse_options(root_path, is_train=is_train)
+            text = Path(args.opt).read_text(encoding='utf-8')
+            settle_seed(parsed, yaml.load(text, Loader=ordered_yaml()[0]))
         finally:
             sys.argv[:] = argv
-        text = Path(args.opt).read_text(encoding='utf-8')
-    if not any(line.startswith('manual_seed:') for line in text.splitlines()):
-        parsed['manual_seed'] = 0
-        set_random_seed(parsed['rank'])
     parsed['root_path'] = root_path
     return parsed, Path(args.opt), text
 

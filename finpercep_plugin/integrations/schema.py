@@ -43,6 +43,15 @@ REGISTRIES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class DistParams:
+    """`dist_params:`; `timeout`, in minutes, is the plugin's."""
+
+    backend: str = 'nccl'
+    port: Union[int, None] = None
+    timeout: Union[float, None] = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Top:
     name: str
     model_type: str
@@ -54,7 +63,7 @@ class Top:
     train: Union[dict[str, Any], None] = None
     val: Union[dict[str, Any], None] = None
     logger: Union[dict[str, Any], None] = None
-    dist_params: Union[dict[str, Any], None] = None
+    dist_params: Union[DistParams, None] = None
     find_unused_parameters: bool = False
 
 

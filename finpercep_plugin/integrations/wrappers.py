@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import atexit
 import datetime
-import logging
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Callable
+
+from finpercep_plugin.integrations.fitting import fit, forced, settle_seed, yaml_argument
 
 __all__ = [
     'add_jpg_compression',
@@ -20,42 +22,35 @@ __all__ = [
     'build_model',
     'init_dist',
     'load_resume_state',
+    'mkdir_and_rename',
     'model_to_device',
+    'parse_options',
+    'relocated',
 ]
-__all__ += ['parse_options', 'relocated']
 
-_EXPONENT = re.compile(r'[-+]?\d+(\.\d*)?[eE][-+]?\d+')
-_dist_params: dict[str, Any] = {}  # of the YAML being parsed; BasicSR passes them on for slurm only
+_yaml: dict[str, Any] = {}  # being parsed: BasicSR tells init_dist its dist_params for slurm only, and never num_gpu
 
 
 def parse_options(original: Callable) -> Callable:
     """Options are checked before anything is loaded, and fitted to this machine."""
 
     def wrapper(root_path: str, *args: Any, **kwargs: Any) -> Any:
-        from finpercep_plugin.checks import check_options, check_yaml
+        from finpercep_plugin.checks import check_options, check_yaml, uses_plugin
 
         sys.argv[1:] = [re.sub(r'^--local-rank\b', '--local_rank', a) for a in sys.argv[1:]]
-        raw = check_yaml(_yaml_argument())
-        _dist_params.clear()
-        _dist_params.update(raw.get('dist_params') or {})
+        raw = check_yaml(yaml_argument())
+        _yaml.clear()
+        _yaml.update({**raw, **{k: v for k, v in forced().items() if k == 'num_gpu'}})
         result = original(_writable(root_path), *args, **kwargs)
         opt = result[0] if isinstance(result, tuple) else result
-        _fit(opt)
+        fit(opt)
         check_options(opt)
+        if raw and uses_plugin(raw):
+            settle_seed(opt, raw)
         _patch_caller()
         return result
 
     return wrapper
-
-
-def _yaml_argument() -> str | None:
-    arguments = sys.argv[1:]
-    for i, argument in enumerate(arguments):
-        if argument in ('-opt', '--opt') and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(('-opt=', '--opt=')):
-            return argument.partition('=')[2]
-    return None
 
 
 def _writable(path: str) -> str:
@@ -69,36 +64,6 @@ def _writable(path: str) -> str:
     return path
 
 
-def _fit(opt: dict[str, Any]) -> None:
-    """Numbers that PyYAML reads as strings, a GPU count that this machine does not have, and the logger's keys."""
-    import torch
-
-    if isinstance(opt.get('train'), dict):
-        opt['train'] = _numbers(opt['train'])
-    if opt.get('is_train') and isinstance(opt.setdefault('logger', {}), dict):
-        for key, value in {'print_freq': 100, 'save_checkpoint_freq': 5000, 'use_tb_logger': False}.items():
-            opt['logger'].setdefault(key, value)
-    if opt.get('num_gpu') and not torch.cuda.is_available():
-        logging.getLogger('finpercep_plugin').warning('num_gpu: %s, but there is no GPU: using the CPU', opt['num_gpu'])
-        opt['num_gpu'] = 0
-
-
-def _numbers(value: Any) -> Any:
-    """Strings such as '1e-4' below `value` become floats, in place where that can be.
-
-    >>> _numbers({'lr': '1e-4', 'betas': ['9e-1', 0.99], 'type': 'Adam'})
-    {'lr': 0.0001, 'betas': [0.9, 0.99], 'type': 'Adam'}
-    """
-    if isinstance(value, dict):
-        for key in value:
-            value[key] = _numbers(value[key])
-    elif isinstance(value, list):
-        value[:] = [_numbers(v) for v in value]
-    elif isinstance(value, str) and _EXPONENT.fullmatch(value):
-        return float(value)
-    return value
-
-
 def _patch_caller() -> None:
     """`python basicsr/train.py` runs its own load_resume_state, in `__main__`: reached here, since its module has run
     by now.
@@ -110,12 +75,12 @@ def _patch_caller() -> None:
 
 
 def load_resume_state(original: Callable) -> Callable:
-    """Without a GPU the original asks for the current CUDA device."""
+    """Without a GPU, the original asks for the current CUDA device all the same."""
 
     def wrapper(opt: dict[str, Any]) -> Any:
         import torch
 
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and opt.get('num_gpu') != 0:
             return original(opt)
         from finpercep_plugin.integrations.checkpoints import load_resume_state as load
 
@@ -129,6 +94,22 @@ def relocated(original: Callable) -> Callable:
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         return original(*(_writable(a) for a in args), **{k: _writable(v) for k, v in kwargs.items()})
+
+    return wrapper
+
+
+def mkdir_and_rename(original: Callable) -> Callable:
+    """As `relocated`. An old folder is renamed after the second it is; one that was renamed in the same second stands
+    in the way of the next, which waits.
+    """
+
+    def wrapper(path: str) -> None:
+        path = _writable(path)
+        try:
+            original(path)
+        except OSError:
+            time.sleep(1.1)
+            original(path)
 
     return wrapper
 
@@ -185,10 +166,10 @@ def model_to_device(original: Callable) -> Callable:
     """DistributedDataParallel on a CPU has no device_ids."""
 
     def wrapper(self: Any, net: Any) -> Any:
+        if not self.opt['dist'] or self.device.type == 'cuda':
+            return original(self, net)
         import torch
 
-        if not self.opt['dist'] or torch.cuda.is_available():
-            return original(self, net)
         unused = self.opt.get('find_unused_parameters', False)
         return torch.nn.parallel.DistributedDataParallel(net.to(self.device), find_unused_parameters=unused)
 
@@ -196,28 +177,32 @@ def model_to_device(original: Callable) -> Callable:
 
 
 def init_dist(original: Callable) -> Callable:
-    """gloo where there is no GPU; `dist_params: {backend, timeout (minutes)}` for every launcher; the group is left
-    in order at exit.
+    """gloo where no GPU is there or wanted (`num_gpu: 0`); `dist_params: {backend, timeout (minutes)}` for every
+    launcher; the group is left in order at exit.
     """
 
     def wrapper(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
         import torch
 
-        settings = dict(_dist_params)
+        settings = dict(_yaml.get('dist_params') or {})
         backend = settings.pop('backend', backend)
         minutes = settings.pop('timeout', None)
         limit = {} if minutes is None else {'timeout': datetime.timedelta(minutes=float(minutes))}
         kwargs.pop('timeout', None)
-        if torch.cuda.is_available():
-            original(launcher, backend=backend, **kwargs, **(limit if launcher == 'pytorch' else {}))
+        gpu = torch.cuda.is_available() and str(_yaml.get('num_gpu')) != '0'
+        if gpu and not (launcher == 'slurm' and limit):  # the original's branch for slurm takes no limit
+            original(launcher, backend=backend, **kwargs, **limit)
         else:
-            _init_gloo(launcher, kwargs.get('port', settings.get('port')), limit)
+            port = kwargs.get('port', settings.get('port'))
+            _init_group(launcher, port, backend=backend if gpu else 'gloo', **limit)
         atexit.register(leave_group)
 
     return wrapper
 
 
-def _init_gloo(launcher: str, port: int | None, limit: dict[str, Any]) -> None:
+def _init_group(launcher: str, port: int | None, backend: str, **limit: Any) -> None:
+    """What the original does, with a time limit for slurm too, and no GPU for gloo."""
+    import torch
     import torch.distributed as dist
     import torch.multiprocessing as mp
 
@@ -230,9 +215,12 @@ def _init_gloo(launcher: str, port: int | None, limit: dict[str, Any]) -> None:
         ).stdout.split()[0]
         os.environ['MASTER_PORT'] = str(port or os.environ.get('MASTER_PORT', 29500))
         os.environ['RANK'], os.environ['WORLD_SIZE'] = os.environ['SLURM_PROCID'], os.environ['SLURM_NTASKS']
+        if backend != 'gloo':
+            os.environ['LOCAL_RANK'] = str(int(os.environ['RANK']) % torch.cuda.device_count())
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     elif launcher != 'pytorch':
         raise ValueError(f'Invalid launcher type: {launcher}')
-    dist.init_process_group(backend='gloo', **limit)
+    dist.init_process_group(backend=backend, **limit)
 
 
 def leave_group() -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+import inspect
+from typing import Any, Literal, Mapping, Sequence, TypedDict
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from finpercep_plugin.config import ConfigError
 from finpercep_plugin.curriculum.schedule import CCLSchedule
 from finpercep_plugin.curriculum.statistics import mean_and_spread
+from finpercep_plugin.generators.pixels import straight_through_clamp
 from finpercep_plugin.losses.reduce import Reduction, reduce
 from finpercep_plugin.registry import LOSSES, nearest
-from finpercep_plugin.rewards.finpercep_reward import FinPercepReward, by_stage
+from finpercep_plugin.rewards.finpercep_reward import FinPercepReward, by_stage, check_files
 
-__all__ = ['FinPercepRewardLoss', 'NonFiniteReward', 'hinge', 'straight_through_clamp']
+__all__ = ['FinPercepRewardLoss', 'NonFiniteReward', 'hinge']
 
 FEWEST = 8  # images whose spread is certain enough to divide by
 
@@ -35,11 +38,6 @@ def hinge(reward: Tensor, margin: float) -> Tensor:
     tensor([3.0000, 0.5000, 0.0000])
     """
     return torch.relu(margin - reward)
-
-
-def straight_through_clamp(image: Tensor) -> Tensor:
-    """Clamped to [0, 1]; the gradient passes as if it were not, so that saturated pixels go on learning."""
-    return image + (image.clamp(0, 1) - image).detach()
 
 
 @LOSSES.register('FinPercepRewardLoss')
@@ -93,13 +91,9 @@ class FinPercepRewardLoss(nn.Module):
         super().__init__()
         if set(nested) - {'with'}:
             raise TypeError(f'FinPercepRewardLoss: unknown key {min(set(nested) - {"with"})!r}')
-        if calibration < 2:
-            raise ValueError(f'calibration: expected 2 images or more, got {calibration}')
         self.fixed = stage if isinstance(stage, int) else None
-        lengths = stages if self.fixed is None else [int(k == self.fixed) for k in range(3)]
-        self.schedule = CCLSchedule(lengths)
+        self.schedule = _schedule(stage, stages, calibration, mu, sd)
         self.reward = _reward(rm, self.schedule, self.fixed, l1=l1, l2=l2, top=top)
-        _give_scales(self.schedule, mu, sd)
         self.loss_weight, self.margin, self.calibration = loss_weight, margin, calibration
         self.max_bad_steps = max_bad_steps
         self.reduction: Reduction = reduction
@@ -107,6 +101,27 @@ class FinPercepRewardLoss(nn.Module):
         self.stage = self.fixed
         self.seen = torch.empty(len(self.schedule.used_stages()), 0, dtype=torch.float64)
         self.log: dict[str, Tensor] = {}
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any], path: str) -> None:
+        """Check a section whose types are right, and the files it names, without building anything.
+
+        Args:
+            options: its arguments.
+            path: its YAML path.
+
+        Raises:
+            ConfigError: options that do not fit together; files that are missing, or hold another stage's model.
+        """
+        values = {n: p.default for n, p in inspect.signature(cls).parameters.items()} | dict(options)
+        try:
+            names = ('stage', 'stages', 'calibration', 'mu', 'sd')
+            schedule = _schedule(*(values[name] for name in names))
+        except ValueError as error:
+            raise ConfigError([f'{path}: {error}']) from None
+        problems = check_files(values['rm'], schedule.used_stages(), f'{path}.rm')
+        if problems:
+            raise ConfigError(problems)
 
     def begin(self, iteration: int) -> int:
         """Tell the loss which iteration comes, counted from 1; returns the stage in force."""
@@ -188,6 +203,15 @@ class FinPercepRewardLoss(nn.Module):
         """
         self.schedule.load_state_dict(state['schedule'])
         self.seen = state['seen'].clone()
+
+
+def _schedule(stage: int | str, stages: Sequence[int], calibration: int, mu: Any, sd: Any) -> CCLSchedule:
+    """The curriculum with the scales that are given; a fixed stage is a curriculum of that one."""
+    if calibration < 2:
+        raise ValueError(f'calibration: expected 2 images or more, got {calibration}')
+    schedule = CCLSchedule([int(k == stage) for k in range(3)] if isinstance(stage, int) else stages)
+    _give_scales(schedule, mu, sd)
+    return schedule
 
 
 def _reward(rm: Any, schedule: CCLSchedule, fixed: int | None, **options: float) -> FinPercepReward:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Iterable, Literal
+from typing import Any, Iterable
 
 import numpy as np
 import torch
@@ -17,71 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from finpercep_plugin.generators.checkpoint import write_weights
+from finpercep_plugin.models.options import TrainOptions
 
-__all__ = ['FinPercepModel', 'LoggerOptions', 'OptimOptions', 'SchedulerOptions', 'TrainOptions', 'ValOptions']
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimOptions:
-    """`train.optim_g`. `lr_encoder` is for the parameters a model calls its encoder's; None: `lr`."""
-
-    type: Literal['AdamW', 'Adam'] = 'AdamW'
-    lr: float = 1e-4
-    lr_encoder: float | None = None
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-
-
-@dataclasses.dataclass(frozen=True)
-class SchedulerOptions:
-    """`train.scheduler`: the rate falls from lr to lr * `floor` over the whole run, or stays."""
-
-    type: Literal['cosine', 'constant'] = 'cosine'
-    floor: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """`train:` keys of every model.
-
-    Attributes:
-        total_iter: optimiser steps.
-        warmup_iter: linear warm-up steps; -1 for none.
-        ema_decay: of the trained parameters' shadow, which is what `net_g_*.pth` holds, min(ema_decay, (1 + i) / (10 + i)) at step i;
-            0 for none.
-        grad_clip: largest gradient norm; null for no clipping.
-        precision: of the forward pass; losses and trained parameters are fp32.
-        max_bad_steps: this many steps with a loss or gradient that is not finite stop the run, with its state saved.
-    """
-
-    total_iter: int
-    warmup_iter: int = -1
-    optim_g: OptimOptions = OptimOptions()
-    scheduler: SchedulerOptions = SchedulerOptions()
-    ema_decay: float = 0.0
-    grad_clip: float | None = None
-    precision: Literal['fp32', 'bf16'] = 'fp32'
-    max_bad_steps: int = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class ValOptions:
-    """`val:`. `panel` samples of each validation set go to TensorBoard as pictures with their maps."""
-
-    val_freq: int = 1000
-    save_img: bool = False
-    panel: int = 4
-    pbar: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class LoggerOptions:
-    """`logger:`, as BasicSR reads it."""
-
-    print_freq: int = 100
-    save_checkpoint_freq: int = 5000
-    use_tb_logger: bool = False
-    wandb: dict[str, Any] | None = None
+__all__ = ['FinPercepModel', 'cosine_rate']
 
 
 def cosine_rate(step: int, total: int, floor: float = 0.0) -> float:
@@ -110,9 +47,12 @@ class FinPercepModel(BaseModel):
         self.ema: dict[str, Tensor] = {}
         self.log_dict: OrderedDict[str, Tensor] = OrderedDict()
         self.bad_steps = 0
+        self.best_results: dict[tuple[str, str], tuple[float, Any]] = {}
 
-    def init_training(self, settings: TrainOptions, groups: dict[str, Iterable[nn.Parameter]]) -> None:
-        """Optimiser over named groups; the group called 'encoder' takes `lr_encoder`.
+    def init_training(
+        self, settings: TrainOptions, groups: dict[str, Iterable[nn.Parameter]], rates: dict[str, float] | None = None
+    ) -> None:
+        """Optimiser over named groups, each at `optim_g.lr` or at its own of `rates`.
 
         Raises:
             ValueError: nothing trains.
@@ -122,15 +62,15 @@ class FinPercepModel(BaseModel):
         if not self.trained:
             raise ValueError(f'{type(self.net_g).__name__}: nothing to train with these options')
         optim = settings.optim_g
-        rates = {'encoder': optim.lr if optim.lr_encoder is None else optim.lr_encoder}
         groups = [
-            {'params': list(params), 'lr': rates.get(name, optim.lr), 'initial_lr': rates.get(name, optim.lr)}
+            {'params': list(params), 'lr': rate, 'initial_lr': rate}
             for name, params in groups.items()
+            for rate in [(rates or {}).get(name, optim.lr)]
         ]
         kind = getattr(torch.optim, optim.type)
         self.optimizers = [kind([g for g in groups if g['params']], weight_decay=optim.weight_decay, betas=optim.betas)]
-        self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if settings.ema_decay else {}
         self._broadcast()
+        self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if settings.ema_decay else {}
 
     def _broadcast(self) -> None:
         """All ranks start from rank 0's tensors."""
@@ -207,6 +147,8 @@ class FinPercepModel(BaseModel):
         )
         if self.bad_steps >= self.settings.max_bad_steps:
             self.save(0, current_iter)
+            if self.opt['dist']:  # or the launcher ends rank 0 while it writes
+                dist.barrier()
             raise FloatingPointError(
                 f'{self.bad_steps} steps were not finite (train.max_bad_steps); the state of iter {current_iter} is saved. '
                 'Lower train.optim_g.lr or the loss weights, or set train.grad_clip'
@@ -272,7 +214,9 @@ class FinPercepModel(BaseModel):
         for optimizer, state in zip(self.optimizers, resume_state['optimizers']):
             optimizer.load_state_dict(state)
         self.ema = {n: v.to(self.device) for n, v in resume_state['ema'].items()}
-        self.bad_steps = resume_state['bad_steps']
+        self.bad_steps = (
+            resume_state['bad_steps'] % self.settings.max_bad_steps
+        )  # one that was stopped starts counting anew
         torch.set_rng_state(resume_state['rng'].cpu())
 
     def ema_weights(self) -> EmaWeights:
@@ -293,10 +237,17 @@ class FinPercepModel(BaseModel):
         return values.cpu()
 
     def report(self, dataset: str, results: dict[str, float], current_iter: int, tb_logger: Any) -> None:
-        """Log validation results and keep them in `self.metric_results`."""
+        """Log validation results, each with the best so far, and keep them in `self.metric_results`."""
         self.metric_results = dict(results)
+        metrics, lines = (self.opt.get('val') or {}).get('metrics') or {}, []
+        for key, value in results.items():
+            sign = -1 if (metrics.get(key) or {}).get('better') == 'lower' else 1
+            best = self.best_results.setdefault((dataset, key), (value, current_iter))
+            if sign * value > sign * best[0]:
+                best = self.best_results[dataset, key] = (value, current_iter)
+            lines.append(f'\t # {key}: {value:.4f}\tbest: {best[0]:.4f} @ {best[1]} iter')
         if self.opt['rank'] == 0:
-            text = '\n'.join(f'\t # {k}: {v:.4f}' for k, v in results.items())
+            text = '\n'.join(lines)
             get_root_logger().info(f'Validation {dataset}\n{text}')
             if tb_logger:
                 for key, value in results.items():

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from finpercep_plugin.config import collect, parse
 from finpercep_plugin.data.sampler import PositionDataset
-from finpercep_plugin.models.base_model import TrainOptions
 from finpercep_plugin.models.generator_model import GeneratorModel, check_generator, check_val
+from finpercep_plugin.models.options import TrainOptions
 from finpercep_plugin.registry import MODELS
 from finpercep_plugin.rng import keyed_randn, keyed_torch
 
@@ -56,8 +56,12 @@ class FinPercepDiffusionModel(GeneratorModel):
         return loss, {'l_eps': loss}
 
     def _fit_residual(self) -> None:
-        """Measure the spread that the generator divides its target by, on the run's first samples: the same on every rank."""
-        if not hasattr(self.net_g, 'fit_residual_sd'):
+        """Measure the spread that the generator divides its target by, on the run's first samples: the same on every rank.
+
+        Not where the YAML gives it, or weights that were trained with one.
+        """
+        section = self.opt['generator']
+        if not hasattr(self.net_g, 'fit_residual_sd') or section.get('weights') or 'residual_sd' in section:
             return
         dataset = PositionDataset(build_dataset(self.opt['datasets']['train']), self.seed, shuffle=True)
         items = [dataset[i] for i in range(min(FIT_SAMPLES, len(dataset)))]

@@ -9,12 +9,14 @@ from typing import Any, Literal, Mapping
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
-from PIL import Image
+from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from finpercep_plugin.config import arguments, build, check_file, collect, parse
-from finpercep_plugin.models.base_model import FinPercepModel, ValOptions
+from finpercep_plugin.images import write_png
+from finpercep_plugin.models.base_model import FinPercepModel
+from finpercep_plugin.models.options import ValOptions
 from finpercep_plugin.models.panels import map_picture, picture
 from finpercep_plugin.registry import GENERATORS, REWARDS
 from finpercep_plugin.rng import keyed_randn
@@ -29,6 +31,10 @@ __all__ = [
     'check_generator',
     'check_val',
 ]
+
+
+NIQE_SIDE = 192
+"""BasicSR's NIQE fits a Gaussian to 96 px blocks: two a side at the least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +115,22 @@ def check_generator(section: Any, need_weights: bool) -> list[str]:
 
 
 def check_val(section: Any) -> list[str]:
-    """What is wrong with the `val:` section of a generator model."""
+    """What is wrong with the `val:` section of a generator model; no weights of a reward are loaded."""
     problems = collect(lambda: parse(GeneratorValOptions, section, '$.val'))
     for name, reward in ((section or {}).get('rewards') or {}).items():
-        problems += collect(lambda name=name, reward=reward: build(REWARDS, reward, f'$.val.rewards.{name}'))
+        problems += check_reward(reward, f'$.val.rewards.{name}')
+    return problems
+
+
+def check_reward(section: Any, path: str) -> list[str]:
+    """What is wrong with a reward's section, its files included."""
+    kind = section.get('type') if isinstance(section, Mapping) else None
+    if kind not in REWARDS.names():
+        return collect(lambda: build(REWARDS, section, path))
+    options = {k: v for k, v in section.items() if k != 'type'}
+    problems = collect(lambda: arguments(REWARDS.get(kind), options, path))
+    if not problems and not getattr(REWARDS.get(kind), 'loads_weights', False):
+        problems = collect(lambda: build(REWARDS, section, path))
     return problems
 
 
@@ -144,13 +162,17 @@ class GeneratorModel(FinPercepModel):
         return list(range(first, first + batch))
 
     @torch.no_grad()
-    def super_resolve(self, lq: Tensor, samples: list[int], purpose: str) -> Tensor:
-        """sr (B, 3, H, W) of lq (B, 3, h, w); the noise of row i is keyed on (seed, purpose, samples[i])."""
+    def super_resolve(self, lq: Tensor, samples: list[int], purpose: str, **sampler: Any) -> Tensor:
+        """sr (B, 3, H, W) of lq (B, 3, h, w); the noise of row i is keyed on (seed, purpose, samples[i]).
+
+        Args:
+            sampler: `steps`, `guidance`; validation's guidance unless given.
+        """
         cond = self.net_g.condition(lq)
         noise = keyed_randn(self.net_g.latent_shape(cond), samples, self.seed, purpose, device=self.device)
-        return super_resolve(self.net_g, lq, noise, guidance=self.val_options.guidance)
+        return super_resolve(self.net_g, lq, noise, **{'guidance': self.val_options.guidance, **sampler})
 
-    def panel_map(self, sr: Tensor) -> Tensor | None:
+    def panel_map(self, sr: Tensor, lq: Tensor, gt: Tensor | None) -> Tensor | None:
         """A degradation map (B, 1, H, W) to show beside sr, if the model has one."""
         return None
 
@@ -161,47 +183,56 @@ class GeneratorModel(FinPercepModel):
         """BasicSR's metrics and the held-out rewards on lq / gt pairs, sharded over ranks; the noise is the same at every call."""
         self.net_g.eval()
         dataset, name = dataloader.dataset, dataloader.dataset.opt['name']
-        totals: dict[str, float] = dict.fromkeys([*self.val_options.metrics, *self.heldout], 0.0)
-        count, panel = 0, []
+        sums = {key: [0.0, 0] for key in (*self.val_options.metrics, *self.heldout)}
+        panel = []
         with self.ema_weights():
             for index in self.shard(dataset):
                 item = dataset[index]
                 lq, gt = item['lq'][None].to(self.device), item.get('gt')
                 sr = self.super_resolve(lq, [index], f'validation {name}')
                 for key, value in self._measure(sr, gt, lq).items():
-                    totals[key] += value
-                count += 1
+                    sums[key][0] += value
+                    sums[key][1] += 1
                 if save_img:
                     folder = Path(self.opt['path']['visualization']) / name / str(current_iter)
-                    folder.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(picture(sr[0])).save(folder / f'{index:05d}_{Path(item["lq_path"]).stem}.png')
+                    write_png(folder / f'{index:05d}_{Path(item["lq_path"]).stem}.png', picture(sr[0]))
                 if len(panel) < self.val_options.panel:
                     panel.append(self._panel_row(lq, sr, gt))
-        sums = self.reduce_sum(torch.tensor([count, *totals.values()], dtype=torch.float64)).tolist()
-        self.report(name, {k: v / max(sums[0], 1) for k, v in zip(totals, sums[1:])}, current_iter, tb_logger)
+        totals = self.reduce_sum(torch.tensor(list(sums.values()), dtype=torch.float64).reshape(-1, 2)).tolist()
+        results = {key: value / count for key, (value, count) in zip(sums, totals) if count}
+        self.report(name, results, current_iter, tb_logger)
+        if len(results) < len(sums):
+            get_root_logger().warning(
+                f'Validation {name}: could not be measured here: {", ".join(sorted(set(sums) - set(results)))}'
+            )
         if panel:
             self.report_panel(name, grid(panel), current_iter, tb_logger, save_img)
 
     def _measure(self, sr: Tensor, gt: Tensor | None, lq: Tensor) -> dict[str, float]:
+        """Every metric and reward that this sample has what it takes for: gt, and size."""
         values = {}
-        if gt is not None:
-            images = {
-                'img': np.ascontiguousarray(picture(sr[0])[..., ::-1]),
-                'img2': np.ascontiguousarray(picture(gt)[..., ::-1]),
-            }
-            for key, section in self.val_options.metrics.items():
-                section = {k: v for k, v in section.items() if k != 'better'}
-                data = {'img': images['img']} if section.get('type') == 'calculate_niqe' else images
-                values[key] = float(calculate_metric(data, section))
+        images = {'img': _bgr(sr[0])} if gt is None else {'img': _bgr(sr[0]), 'img2': _bgr(gt)}
+        for key, section in self.val_options.metrics.items():
+            alone = section.get('type') == 'calculate_niqe'
+            if alone and min(sr.shape[-2:]) - 2 * section.get('crop_border', 0) < NIQE_SIDE or not alone and gt is None:
+                continue
+            data = {'img': images['img']} if alone else images
+            values[key] = float(calculate_metric(data, {k: v for k, v in section.items() if k != 'better'}))
         batched_gt = None if gt is None else gt[None].to(self.device)
         for key, reward in self.heldout.items():
-            values[key] = float(reward(sr, lq=lq, gt=batched_gt).score[0])
+            if gt is not None or 'gt' not in reward.needs:
+                values[key] = float(reward(sr, lq=lq, gt=batched_gt).score[0])
         return values
 
     def _panel_row(self, lq: Tensor, sr: Tensor, gt: Tensor | None) -> list[np.ndarray]:
         scale = (sr.shape[-2] // lq.shape[-2], sr.shape[-1] // lq.shape[-1])
         row = [picture(lq[0].repeat_interleave(scale[0], 1).repeat_interleave(scale[1], 2)), picture(sr[0])]
-        degradation = self.panel_map(sr)
+        degradation = self.panel_map(sr, lq, gt)
         if gt is not None:
             row.append(picture(gt))
         return row if degradation is None else [*row, map_picture(degradation[0])]
+
+
+def _bgr(image: Tensor) -> np.ndarray:
+    """As BasicSR's metrics take it: (H, W, 3) uint8 BGR."""
+    return np.ascontiguousarray(picture(image)[..., ::-1])

@@ -11,12 +11,19 @@ from basicsr.data import build_dataset
 from basicsr.utils import get_root_logger
 from torch import Tensor
 
-from finpercep_plugin.config import build, collect, parse
+from finpercep_plugin.config import ConfigError, build, collect, parse
 from finpercep_plugin.curriculum.schedule import CCLSchedule
 from finpercep_plugin.data.sampler import PositionDataset
-from finpercep_plugin.models.base_model import TrainOptions
-from finpercep_plugin.models.generator_model import GeneratorModel, check_generator, check_val
+from finpercep_plugin.models.generator_model import (
+    GeneratorModel,
+    build_generator,
+    check_generator,
+    check_reward,
+    check_val,
+)
+from finpercep_plugin.models.options import TrainOptions
 from finpercep_plugin.registry import ALGORITHMS, MODELS, REWARDS
+from finpercep_plugin.rewards.normalised import NormalisedReward
 
 __all__ = ['CCLOptions', 'FinPercepReFLModel', 'ReFLTrainOptions', 'check']
 
@@ -26,11 +33,11 @@ class CCLOptions:
     """`train.ccl:`.
 
     Attributes:
-        stages: steps of stage 0, 1, 2; the last runs on. `[0, 0, N]` is RM_2 without a curriculum.
+        stages: steps of stage 0, 1, 2; the last runs on. `[0, 0, N]` is RM_2 without a curriculum. For rewards that have stages; null: 10,000 each.
         calibration: outputs of the starting generator that mu_k and sd_k are measured on.
     """
 
-    stages: tuple[int, int, int] = (10000, 10000, 10000)
+    stages: tuple[int, int, int] | None = None
     calibration: int = 64
 
 
@@ -44,21 +51,41 @@ class ReFLTrainOptions(TrainOptions):
 
 def check(opt: Mapping[str, Any]) -> list[str]:
     """What is wrong with the model's sections, one line a problem; the files they name are looked for."""
-    training = opt.get('is_train', True)
     problems = check_generator(opt.get('generator'), need_weights=True) + check_val(opt.get('val'))
-    if training:
-        train = opt.get('train') or {}
-        problems += collect(
-            lambda: parse(ReFLTrainOptions, train, '$.train'),
-            lambda: build(ALGORITHMS, train.get('algorithm', {'type': 'ReFL'}), '$.train.algorithm'),
-            lambda: build(REWARDS, opt.get('reward'), '$.reward'),
-        )
-        kind = (opt.get('reward') or {}).get('type')
-        if kind in REWARDS.names() and not hasattr(REWARDS.get(kind), 'raw'):
-            problems.append(
-                f'$.reward.type: expected a reward with stages, such as FinPercep, got {kind}; others go to $.val.rewards'
-            )
-    return problems
+    if not opt.get('is_train', True):
+        return problems
+    train = opt.get('train') or {}
+    problems += collect(
+        lambda: parse(ReFLTrainOptions, train, '$.train'),
+        lambda: build(ALGORITHMS, train.get('algorithm', {'type': 'ReFL'}), '$.train.algorithm'),
+    )
+    problems += check_reward(opt.get('reward'), '$.reward')
+    return problems or _check_together(opt, parse(ReFLTrainOptions, train, '$.train'))
+
+
+def _check_together(opt: Mapping[str, Any], settings: ReFLTrainOptions) -> list[str]:
+    """Sections that are right by themselves and wrong together."""
+    reward = REWARDS.get(opt['reward']['type'])
+    algorithm = build(ALGORITHMS, settings.algorithm, '$.train.algorithm')
+    try:
+        algorithm.window(build_generator({**opt['generator'], 'weights': None}))
+    except ValueError as error:
+        return [f'$.train.algorithm: {error}']
+    if not getattr(reward, 'differentiable', True):  # known of an instance only: see `_staged_reward`
+        return [
+            f'$.reward.type: ReFL needs a gradient, and {opt["reward"]["type"]} has none; watch it under $.val.rewards'
+        ]
+    if not hasattr(reward, 'raw'):
+        stages = settings.ccl.stages
+        return [f'$.train.ccl.stages: {opt["reward"]["type"]} has no stages; leave the key out'] if stages else []
+    return collect(lambda: _schedule(settings))
+
+
+def _schedule(settings: ReFLTrainOptions) -> CCLSchedule:
+    try:
+        return CCLSchedule(settings.ccl.stages or (10_000, 10_000, 10_000))
+    except ValueError as error:
+        raise ConfigError([f'$.train.ccl.stages: {error}']) from None
 
 
 @MODELS.register('FinPercepReFLModel')
@@ -73,9 +100,22 @@ class FinPercepReFLModel(GeneratorModel):
             settings = parse(ReFLTrainOptions, opt['train'], '$.train')
             self.algorithm = build(ALGORITHMS, settings.algorithm, '$.train.algorithm')
             self.algorithm.window(self.net_g)
-            self.schedule = CCLSchedule(settings.ccl.stages)
-            self.reward = build(REWARDS, opt['reward'], '$.reward', statistics=self.schedule.statistics).to(self.device)
+            self.schedule, self.reward = self._staged_reward(opt['reward'], settings)
+            self.reward.to(self.device)
             self.init_training(settings, {'generator': [p for p in self.net_g.parameters() if p.requires_grad]})
+
+    @staticmethod
+    def _staged_reward(section: dict[str, Any], settings: ReFLTrainOptions) -> tuple[CCLSchedule, Any]:
+        """The schedule and the reward that shares its statistics; a reward without stages has the one stage 0."""
+        if hasattr(REWARDS.get(section['type']), 'raw'):
+            schedule = _schedule(settings)
+            return schedule, build(REWARDS, section, '$.reward', statistics=schedule.statistics)
+        schedule, reward = CCLSchedule((settings.total_iter, 0, 0)), build(REWARDS, section, '$.reward')
+        if not reward.differentiable:
+            raise ConfigError(
+                [f'$.reward: ReFL needs a gradient, and {section} has none; watch it under $.val.rewards']
+            )
+        return schedule, NormalisedReward(reward, schedule.statistics)
 
     def losses(self, current_iter: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The algorithm's loss under the stage's reward, and every term of both, with mean and spread."""
@@ -107,10 +147,12 @@ class FinPercepReFLModel(GeneratorModel):
         mine = list(range(self.opt['rank'], count, self.opt['world_size']))
         for start in range(0, len(mine), batch):
             part = mine[start : start + batch]
-            lq = torch.stack([dataset[i]['lq'] for i in part]).to(self.device)
-            sr = self.super_resolve(lq, part, 'calibration')
+            items = [dataset[i] for i in part]
+            lq, gt = (torch.stack([item[k] for item in items]).to(self.device) for k in ('lq', 'gt'))
+            sampler = {'guidance': self.algorithm.guidance, 'steps': self.algorithm.steps}
+            sr = self.super_resolve(lq, part, 'calibration', **sampler)
             for row, stage in enumerate(stages):
-                raw[row, part] = self.reward.raw(sr, stage).score.double().cpu()
+                raw[row, part] = self.reward.raw(sr, stage, lq=lq, gt=gt).score.double().cpu()
         raw = self.reduce_sum(raw)
         for row, stage in enumerate(stages):
             self.schedule.statistics.measure(stage, raw[row])
@@ -122,11 +164,12 @@ class FinPercepReFLModel(GeneratorModel):
         super().resume_training(resume_state)
         self.schedule.load_state_dict(resume_state['ccl'])
 
-    def panel_map(self, sr: Tensor) -> Tensor | None:
-        """The map of the last stage's reward model."""
-        if self.reward is None:
+    def panel_map(self, sr: Tensor, lq: Tensor, gt: Tensor | None) -> Tensor | None:
+        """The map of the last stage's reward, if it has one."""
+        if self.reward is None or gt is None:
             return None
-        return self.reward.raw(sr, self.schedule.used_stages()[-1]).maps.get('map')
+        last = self.schedule.used_stages()[-1]
+        return self.reward.raw(sr, last, lq=lq, gt=gt[None].to(self.device)).maps.get('map')
 
     def export(self, path: Path) -> None:
         """The fine-tuned tensors alone, to be laid over `generator.weights`."""

@@ -14,12 +14,22 @@ from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 from finpercep_plugin.config import arguments, build, check_file, collect, parse
 from finpercep_plugin.generators.checkpoint import write_weights
 from finpercep_plugin.metrics.rm_metrics import map_sums, summarise_maps
-from finpercep_plugin.models.base_model import FinPercepModel, TrainOptions, ValOptions
+from finpercep_plugin.models.base_model import FinPercepModel
+from finpercep_plugin.models.options import OptimOptions, TrainOptions, ValOptions
 from finpercep_plugin.models.panels import map_picture, picture
 from finpercep_plugin.registry import LOSSES, MODELS
 from finpercep_plugin.visual import grid
 
 __all__ = ['FinPercepRMModel', 'RMTrainOptions', 'check', 'load_or_grow']
+
+LOSS_KEYS = ('map_opt', 'rank_opt', 'align_opt')
+
+
+@dataclasses.dataclass(frozen=True)
+class RMOptimOptions(OptimOptions):
+    """`train.optim_g`; `lr_encoder` is for whatever trains in the encoder, null: `lr`."""
+
+    lr_encoder: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +41,7 @@ class RMTrainOptions(TrainOptions):
         gt_map: add gt, whose map is 0, to L_map.
     """
 
+    optim_g: RMOptimOptions = RMOptimOptions()
     map_opt: dict[str, Any] | None = None
     rank_opt: dict[str, Any] | None = None
     align_opt: dict[str, Any] | None = None
@@ -39,17 +50,33 @@ class RMTrainOptions(TrainOptions):
 
 def check(opt: Mapping[str, Any]) -> list[str]:
     """What is wrong with the model's sections, one line a problem."""
-    network = {k: v for k, v in opt.get('network_g', {}).items() if k != 'type'}
-    train, path = opt.get('train', {}), opt.get('path', {}).get('pretrain_network_g')
+    section = opt.get('network_g') or {}
+    network = {k: v for k, v in section.items() if k != 'type'}
+    train, path = opt.get('train') or {}, opt.get('path', {}).get('pretrain_network_g')
     steps = [lambda: arguments(FinPercepRM, network, '$.network_g'), lambda: parse(ValOptions, opt.get('val'), '$.val')]
-    if opt.get('is_train', True):
+    training = opt.get('is_train', True)
+    if training:
         steps.append(lambda: parse(RMTrainOptions, train, '$.train'))
-        for key in ('map_opt', 'rank_opt', 'align_opt'):
+        for key in LOSS_KEYS:
             if isinstance(train.get(key), Mapping):
                 steps.append(lambda key=key: build(LOSSES, train[key], f'$.train.{key}'))
     if path and not opt['path'].get('resume_state'):
         steps.append(lambda: check_file(path, '$.path.pretrain_network_g', 'the reward model to start from'))
-    return collect(*steps)
+    problems = collect(*steps)
+    if section.get('type') != 'FinPercepRM':
+        problems.append(f'$.network_g.type: expected FinPercepRM, got {section.get("type")!r}')
+    if not training and not path:
+        problems.append('$.path.pretrain_network_g: missing; expected the file of the reward model to test')
+    useful = (
+        [k for k in LOSS_KEYS if train.get(k)]
+        if network.get('stage', 2)
+        else [k for k in ('rank_opt',) if train.get(k)]
+    )
+    if training and not useful:
+        problems.append(
+            f'$.train: no loss; expected rank_opt{", map_opt or align_opt" if network.get("stage", 2) else ""}'
+        )
+    return problems
 
 
 def load_or_grow(network: Mapping[str, Any], path: str | None) -> FinPercepRM:
@@ -67,13 +94,20 @@ def load_or_grow(network: Mapping[str, Any], path: str | None) -> FinPercepRM:
     if old.stage > stage:
         raise ValueError(f'{path} holds an RM_{old.stage}; it cannot become the RM_{stage} of $.network_g.stage')
     model = FinPercepRM(**arguments(FinPercepRM, {**options, 'stage': old.stage, 'pretrained': None}, '$.network_g'))
-    try:
-        model.load_state_dict(old.state_dict())
-    except RuntimeError as error:
-        raise ValueError(f'{path} does not fit $.network_g: {error}') from None
+    # What a later stage adds may be chosen anew; everything that is there already must be as it was trained.
+    free = {0: set(model.arch) - {'backbone', 'layers', 'vit'}, 1: {'encoder', 'adapter_width'}, 2: set()}[old.stage]
+    other = {k: (v, model.arch[k]) for k, v in old.arch.items() if k not in free and _plain(v) != _plain(model.arch[k])}
+    if other:
+        told = '; '.join(f'{k}: {before} in the file, {now} in $.network_g' for k, (before, now) in other.items())
+        raise ValueError(f'{path} does not fit $.network_g: {told}')
+    model.load_state_dict(old.state_dict())
     for _ in range(old.stage, stage):
         model.grow()
     return model
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @MODELS.register('FinPercepRMModel')
@@ -91,11 +125,12 @@ class FinPercepRMModel(FinPercepModel):
                 for name in ('map', 'rank', 'align')
                 if (section := getattr(settings, f'{name}_opt')) is not None
             }
-            self.init_training(settings, self.net_g.param_groups())
+            rates = {} if settings.optim_g.lr_encoder is None else {'encoder': settings.optim_g.lr_encoder}
+            self.init_training(settings, self.net_g.param_groups(), rates)
 
     def feed_data(self, data: dict[str, Any]) -> None:
         """FGR batch: sr, syn, gt (B, 3, H, W) in [0, 1]; map and mask (B, 1, H, W)."""
-        self.data = {k: v.to(self.device) for k, v in data.items() if isinstance(v, Tensor)}
+        self.data = {k: data[k].to(self.device) for k in ('sr', 'syn', 'gt', 'map', 'mask')}
 
     def losses(self, current_iter: int) -> tuple[Tensor, dict[str, Tensor]]:
         """L_map, L_rank, L_align and their parts; one pass over sr, syn and gt together."""

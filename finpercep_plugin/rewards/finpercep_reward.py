@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import zipfile
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from finpercep_plugin.config import check_file, collect
 from finpercep_plugin.curriculum.statistics import ScoreStatistics
 from finpercep_plugin.registry import REWARDS
 from finpercep_plugin.rewards.base import RewardOutput, raw_reward, robust_max
 
-__all__ = ['FinPercepReward', 'by_stage']
+__all__ = ['FinPercepReward', 'by_stage', 'check_files']
 
 
 def by_stage(values: Sequence[Any] | Mapping[Any, Any], name: str) -> dict[int, Any]:
@@ -32,6 +35,58 @@ def by_stage(values: Sequence[Any] | Mapping[Any, Any], name: str) -> dict[int, 
     if not given or not set(given) <= {'0', '1', '2'}:
         raise ValueError(f'{name}: expected a value for one or more of the stages 0, 1 and 2, got {values!r}')
     return {int(k): v for k, v in given.items()}
+
+
+def check_files(
+    files: str | Path | Sequence[Any] | Mapping[Any, Any], used_stages: Sequence[int], path: str
+) -> list[str]:
+    """What is wrong with the files of reward models, from their headers alone; no model is built.
+
+    Args:
+        files: `rms`, by stage, or `rm`, one file for all the stages used.
+        used_stages: those that will be asked for; others are looked at only if `files` names them.
+        path: YAML path of `files`.
+
+    Returns:
+        One line for each stage without a file, and each file that is missing, is no FinPercep-RM or holds another
+        stage's; RM_0 may be the file of a later stage.
+
+    >>> check_files(['nowhere.pth', None], [1], '$.reward.rms')[0]
+    '$.reward.rms: no file for stage 1, which has iterations'
+    """
+    if isinstance(files, (str, Path)):
+        held, problems = _read_stage(files, path)
+        if held is not None and any(held != k and not k == 0 < held for k in used_stages):
+            wanted = ', '.join(map(str, used_stages))
+            problems = [f'{path}: {files} holds an RM_{held}; expected a file for each of the stages used: {wanted}']
+        return problems
+    try:
+        given = by_stage(files, path)
+    except ValueError as error:
+        return [str(error)]
+    problems = [f'{path}: no file for stage {k}, which has iterations' for k in used_stages if k not in given]
+    for stage, file in given.items():
+        where = f'{path}.{stage}' if isinstance(files, Mapping) else f'{path}[{stage}]'
+        held, found = _read_stage(file, where)
+        problems += found
+        if held is not None and held != stage and not stage == 0 < held:
+            problems.append(f'{where}: {file} holds an RM_{held}; expected an RM_{stage}')
+    return problems
+
+
+def _read_stage(file: str | Path, path: str) -> tuple[int | None, list[str]]:
+    """The stage of the reward model in a file, or None and why it has none."""
+    problems = collect(lambda: check_file(file, path, 'FinPercep-RM weights'))
+    if problems:
+        return None, problems
+    name = Path(file).expanduser()
+    lazy = zipfile.is_zipfile(name) and 'mmap' in inspect.signature(torch.load).parameters
+    try:
+        data = torch.load(name, map_location='cpu', weights_only=True, **({'mmap': True} if lazy else {}))
+        return int(data['arch']['stage']), []
+    except Exception as error:  # torch raises a dozen types for a broken file; each means the same to the user
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return None, [f'{path}: {file} is not a FinPercep-RM file: {reason}']
 
 
 @REWARDS.register('FinPercep')
@@ -110,12 +165,20 @@ class FinPercepReward(nn.Module):
             out.score = self.statistics.normalise(self.stage, out.score)
         return out
 
-    def raw(self, sr: Tensor, stage: int) -> RewardOutput:
+    def raw(
+        self,
+        sr: Tensor,
+        stage: int,
+        lq: Tensor | None = None,
+        gt: Tensor | None = None,
+        prompt: list[str] | None = None,
+    ) -> RewardOutput:
         """raw_k.
 
         Args:
             sr: (B, 3, H, W), RGB, [0, 1].
             stage: k.
+            lq, gt, prompt: not used.
 
         Returns:
             score raw_k; terms score (S_k) and raw, from stage 1 also map_max (max^) and map_mean; maps: map, from

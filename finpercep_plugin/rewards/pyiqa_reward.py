@@ -38,6 +38,7 @@ class PyIQAReward(nn.Module):
     differentiable: bool
     needs: frozenset[str]
     higher_is_better: bool
+    loads_weights = True
 
     def __init__(self, metric: str, options: dict[str, Any] | None = None):
         super().__init__()

@@ -1,5 +1,6 @@
 """ReFL: the objective by hand, what gets gradient, independence of the batch split, that it raises a reward."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -158,6 +159,59 @@ def test_built_from_yaml():
     assert build(ALGORITHMS, {'type': 'ReFL', 'weight': '1e-3', 'k_start': 2}, '$.train.algorithm').weight == 1e-3
     with pytest.raises(ConfigError, match='algorithm.lamda: unknown key'):
         build(ALGORITHMS, {'type': 'ReFL', 'lamda': 1.0}, '$.train.algorithm')
+
+
+def test_lora_resumes_exactly(tmp_path):
+    """Base and fine-tuned tensors, from their files, and the optimiser's state: the next steps are the same."""
+    refl, (lq, gt) = ReFL(weight=1.0), data()
+    make().save(tmp_path / 'base.pth')
+
+    def start():
+        torch.manual_seed(7)
+        generator = TinyDiffusion({'channels': [8, 8], 'norm_groups': 4}, scale=2, steps=4)
+        generator.load(tmp_path / 'base.pth')
+        chosen = generator.trainable('lora', rank=2)
+        return generator, chosen, torch.optim.AdamW(chosen.values(), lr=1e-2)
+
+    def train(generator, optimizer, iterations):
+        for iteration in iterations:
+            optimizer.zero_grad()
+            refl.loss(generator, generator.condition(lq), gt, brightness, 0, iteration, range(4))[0].backward()
+            optimizer.step()
+
+    generator, chosen, optimizer = start()
+    train(generator, optimizer, [1, 2, 3])
+    generator.save(tmp_path / 'net_g_3.pth', 'trained')
+    again, resumed, other = start()
+    again.load(tmp_path / 'net_g_3.pth')
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    noise = keyed_randn((3, 16, 16), range(4), 'outputs')
+    assert torch.equal(super_resolve(again, lq, noise), super_resolve(generator, lq, noise))
+    start_sr = super_resolve(start()[0], lq, noise)
+    assert not torch.equal(super_resolve(generator, lq, noise), start_sr)
+    train(generator, optimizer, [4, 5])
+    train(again, other, [4, 5])
+    assert all(torch.equal(chosen[name], resumed[name]) for name in chosen)
+    with again.reference():
+        torch.testing.assert_close(super_resolve(again, lq, noise), start_sr, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('choice', ['all', 'lora'])
+def test_step_in_bf16(choice):
+    generator, refl, (lq, gt) = make(), ReFL(weight=1.0), data()
+    chosen = generator.trainable(choice, rank=2)
+    with torch.no_grad():
+        for value in chosen.values():
+            value.add_(0.02)
+    arguments = (generator, generator.condition(lq), gt, brightness, 3, 5, range(4))
+    exact, _ = refl.loss(*arguments)
+    with torch.autocast('cpu', torch.bfloat16):
+        loss, seen = refl.loss(*arguments)
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=0.05)
+    assert all(torch.isfinite(value) for value in seen.values())
+    assert all(value.grad is not None and torch.isfinite(value.grad).all() for value in chosen.values())
+    assert sum(bool(value.grad.any()) for value in chosen.values()) > len(chosen) // 2
 
 
 def test_raises_an_easy_reward():

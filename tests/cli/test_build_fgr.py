@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,16 @@ def test_a_wrong_file_is_refused(photos, tmp_path, capsys, text, message):
 def test_wrong_usage(capsys, arguments, message):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_full_recipe_is_two_stage_and_builds(photos, tmp_path):
+    recipe = RECIPE.with_name('build_fgr_full.yml')
+    options = parse(BuildOptions, yaml.safe_load(recipe.read_text()))
+    assert (options.count, options.size) == (30000, 224) and options.degradation.second_order
+    assert run(photos, tmp_path / 'set', '--opt', str(recipe), '--workers', '0') == 0
+    record = json.loads(bytes(Reader(tmp_path / 'set').get('00000000/record')))
+    assert {'blur', 'resize', 'noise', 'jpeg'} <= set(record['degradation']['first'])
+    assert {'resize', 'noise', 'jpeg'} <= set(record['degradation']['second'])
 
 
 def test_the_shipped_recipe_is_the_defaults():

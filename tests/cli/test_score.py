@@ -97,6 +97,8 @@ def test_limit_and_single_files(rm_file, pictures, tmp_path):
         ({'input': 'empty'}, 'no images in'),
         ({'input': 'nowhere'}, 'no such file or folder'),
         ({'device': 'gpu'}, "unknown device 'gpu'"),
+        ({'device': 'meta'}, '--device: meta cannot be used here'),
+        ({'device': 'cuda:99'}, 'cuda:99'),
     ],
 )
 def test_usage_errors_exit_2_and_write_nothing(rm_file, pictures, tmp_path, capsys, change, message):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from finpercep_plugin.curriculum import hook
 from finpercep_plugin.curriculum.hook import attach
 
 
@@ -166,6 +167,19 @@ def test_a_step_that_is_not_finite_changes_nothing_and_too_many_stop(build, tmp_
     assert (tmp_path / 'training_states' / '3.state').is_file()
     again = build(resume=3, max_bad_steps=9)
     assert again.finpercep_curriculum.bad_steps == 2
+
+
+def test_no_rank_stops_before_the_state_is_saved(build, monkeypatch):
+    model, order = build(max_bad_steps=1), []
+    good = model.net_g.forward
+    model.net_g.forward = lambda lq: good(lq) * float('nan')
+    model.save = lambda *_: order.append('saved')
+    monkeypatch.setattr(hook.dist, 'is_initialized', lambda: True)
+    monkeypatch.setattr(hook.dist, 'barrier', lambda: order.append('barrier'))
+    monkeypatch.setattr('finpercep_plugin.losses.reward_loss._gather', lambda rows: rows)
+    with pytest.raises(FloatingPointError, match='max_bad_steps'):
+        step(model, 1)
+    assert order == ['saved', 'barrier']
 
 
 class Plain:

@@ -160,14 +160,18 @@ def test_round_trip(tmp_path, choice, layout):
     cond, noise, _ = inputs(generator)
     expected = generator.predict(noise, 400, cond)
     generator.save(tmp_path / 'g.pth', layout)
-    again = make() if layout == 'trained' else make(seed=7)
+    again = make(seed=7)
+    if layout == 'trained':
+        make().save(tmp_path / 'base.pth')
+        again.load(tmp_path / 'base.pth')
     again.load(tmp_path / 'g.pth')
+    assert again.residual_sd == generator.residual_sd
     exact = layout != 'original' or choice != 'lora'
     torch.testing.assert_close(again.predict(noise, 400, cond), expected, **({'atol': 0, 'rtol': 0} if exact else {}))
     if layout == 'trained':
-        assert len(torch.load(tmp_path / 'g.pth')['params']) == len(generator.trainable(choice, rank=2, alpha=3.0))
+        trained = {f'network.{name}' for name in generator.trainable(choice, rank=2, alpha=3.0)}
+        assert set(torch.load(tmp_path / 'g.pth')['params']) == {'residual_sd', *trained}
     else:
-        assert again.residual_sd == generator.residual_sd
         whole = TinyDiffusion.from_file(tmp_path / 'g.pth')
         assert torch.equal(whole.predict(noise, 400, cond), again.predict(noise, 400, cond))
         assert whole.arch == generator.arch
@@ -185,7 +189,9 @@ def test_same_next_step_after_loading(tmp_path):
     chosen = generator.trainable('lora', rank=2)
     train(generator, chosen)
     generator.save(tmp_path / 'g.pth', 'trained')
-    again = make()
+    make().save(tmp_path / 'base.pth')
+    again = make(seed=7)
+    again.load(tmp_path / 'base.pth')
     resumed = again.trainable('lora', rank=2)
     again.load(tmp_path / 'g.pth')
     train(generator, chosen)
@@ -194,6 +200,20 @@ def test_same_next_step_after_loading(tmp_path):
     cond, noise, _ = inputs(again)
     with again.reference(), torch.no_grad():
         torch.testing.assert_close(again.predict(noise, 9, cond), make().predict(noise, 9, cond), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize('choice', ['all', 'lora', ['unet.conv_out.*']])
+def test_fine_tuned_tensors_are_not_laid_over_random_weights(tmp_path, choice):
+    generator = make()
+    generator.trainable(choice, rank=2)
+    generator.save(tmp_path / 'net_g_5.pth', 'trained')
+    message = r'fine-tuned tensors only; .*first: generator.weights: \[base.pth, net_g_5.pth\]'
+    with pytest.raises(ValueError, match=message):
+        TinyDiffusion.from_file(tmp_path / 'net_g_5.pth')
+    fresh = make()
+    with pytest.raises(ValueError, match=message):
+        fresh.load(tmp_path / 'net_g_5.pth')
+    assert not lora.has_lora(fresh.network)
 
 
 def test_merged_lora_is_the_same_function():

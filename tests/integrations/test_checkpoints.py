@@ -1,4 +1,7 @@
+import os
 import random
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -64,10 +67,26 @@ def test_interrupted_save_leaves_nothing_to_pick_up(tmp_path):
 def test_file_that_was_not_written_to_its_end_is_an_error(tmp_path, monkeypatch):
     model = Model(tmp_path)
     checkpoints.protect(model)
-    monkeypatch.setattr(torch, 'save', lambda value, path: Path(path).write_bytes(b'PK\x03\x04 half'))
+
+    def save(value, file):
+        file.write(b'PK') if hasattr(file, 'write') else Path(file).write_bytes(b'PK\x03\x04 half')
+
+    monkeypatch.setattr(torch, 'save', save)
     with pytest.raises(OSError, match='net_g_5.pth could not be written'):
         model.save(0, 5)
     assert not list((tmp_path / 'models').glob('*.pth'))
+
+
+def test_leftovers_of_killed_runs_are_removed(tmp_path):
+    model = Model(tmp_path)
+    gone = subprocess.Popen([sys.executable, '-c', ''])
+    gone.wait()
+    kept = ['net_g_5.pth', f'net_g_6.pth.{os.getppid()}.tmp', 'notes.tmp']
+    for name in (*kept, f'net_g_7.pth.{gone.pid}.tmp', f'net_g_8.pth.{os.getpid()}.tmp'):
+        (tmp_path / 'models' / name).write_text('x')
+    (tmp_path / 'states' / f'7.state.{gone.pid}.tmp').write_text('x')
+    checkpoints.remove_leftovers(model.opt)
+    assert names(tmp_path) == sorted(f'models/{name}' for name in kept)
 
 
 def test_generators_go_on_where_they_were(tmp_path):

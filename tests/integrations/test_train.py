@@ -2,15 +2,19 @@
 
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip('torchvision')
 from finpercep_plugin import test as tester
 from finpercep_plugin import train
 from finpercep_plugin.config import ConfigError
-from finpercep_plugin.integrations import basicsr
+from finpercep_plugin.data.fgr_format import FGRError
+from finpercep_plugin.data.lmdb_io import StoreError
+from finpercep_plugin.integrations import basicsr, entry
 
 try:
     basicsr.require()
@@ -90,6 +94,34 @@ def test_command_line_errors_are_short(edsr, capsys):
 def test_command_line_trains_from_the_current_folder(edsr, tmp_path):
     assert train.main(['-opt', 'edsr.yml', '--force_yml', 'train:total_iter=1']) == 0
     assert (tmp_path / 'experiments/edsr/models/net_g_latest.pth').exists()
+
+
+def test_a_data_set_that_refuses_its_options_is_a_short_error(edsr, tmp_path, capsys):
+    edsr['datasets']['val']['dataroot_lq'] = 'nowhere'
+    (tmp_path / 'edsr.yml').write_text(yaml.safe_dump(edsr, sort_keys=False))
+    assert train.main(['-opt', 'edsr.yml']) == 2
+    error = capsys.readouterr().err
+    assert 'error: $.datasets.val: ' in error and 'nowhere' in error and 'Traceback' not in error
+
+
+def test_a_store_or_sample_that_breaks_later_is_a_short_error(capsys):
+    worker = 'Caught FGRError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  x\nm.FGRError: set: sample 3\n'
+    for error, text in ((StoreError('s: cut off'), 's: cut off'), (FGRError(worker), 'set: sample 3')):
+        assert entry.run(Mock(side_effect=error)) == 2
+        assert capsys.readouterr().err == f'error: {text}\n'
+    with pytest.raises(ValueError, match='a bug'):
+        entry.run(Mock(side_effect=ValueError('a bug')))
+
+
+def test_null_seed_is_0_and_a_forced_one_is_used(edsr, tmp_path):
+    edsr['manual_seed'], edsr['train']['total_iter'] = None, 1
+    (tmp_path / 'edsr.yml').write_text(yaml.safe_dump(edsr, sort_keys=False))
+    found = []
+    for arguments in ([], [], ['manual_seed=7'], ['manual_seed=0']):
+        force = ['--force_yml', *arguments] if arguments else []
+        assert train.main(['-opt', 'edsr.yml', *force]) == 0
+        found.append(weights('edsr'))
+    assert equal(found[0], found[1]) and equal(found[0], found[3]) and not equal(found[0], found[2])
 
 
 def test_test_pipeline_reads_the_weights_and_reports(edsr, tmp_path):

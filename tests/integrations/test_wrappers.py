@@ -1,4 +1,7 @@
+import datetime
+import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,4 +99,63 @@ def test_resume_without_a_gpu_takes_the_plugins_loader(tmp_path):
 
 def test_unknown_launcher():
     with pytest.raises(ValueError, match='Invalid launcher type: mpi'):
-        wrappers._init_gloo('mpi', None, {})
+        wrappers._init_group('mpi', None, 'gloo')
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """init_dist of a machine with 4 GPUs, as process 5 of 8 under Slurm; returns what it asked torch for, or 'original'
+    and what that was given.
+    """
+    calls = []
+    for name, value in {'SLURM_PROCID': '5', 'SLURM_NTASKS': '8', 'SLURM_NODELIST': 'n[0-1]'}.items():
+        monkeypatch.setenv(name, value)
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.setenv(name, '')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda device: calls.append(device))
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda **given: calls.append(given))
+    monkeypatch.setattr(wrappers.subprocess, 'run', lambda *_, **__: SimpleNamespace(stdout='n0\nn1\n'))
+    monkeypatch.setattr(wrappers.atexit, 'register', lambda function: function)
+    monkeypatch.setattr(torch.multiprocessing, 'get_start_method', lambda allow_none: 'spawn')
+
+    def run(launcher, yaml):
+        monkeypatch.setattr(wrappers, '_yaml', yaml)
+        start = wrappers.init_dist(lambda *a, **k: calls.append(('original', a, k)))
+        start(launcher, **(yaml.get('dist_params', {}) if launcher == 'slurm' else {}))
+        return calls
+
+    return run
+
+
+def test_gpus_are_left_to_basicsr(group):
+    assert group('pytorch', {'num_gpu': 'auto'}) == [('original', ('pytorch',), {'backend': 'nccl'})]
+
+
+@pytest.mark.parametrize('number', [0, '0'])
+def test_no_gpu_wanted_is_gloo(group, number):
+    assert group('pytorch', {'num_gpu': number, 'dist_params': {'backend': 'nccl'}}) == [{'backend': 'gloo'}]
+
+
+def test_timeout_counts_under_slurm_too(group):
+    calls = group('slurm', {'num_gpu': 'auto', 'dist_params': {'backend': 'nccl', 'port': 12345, 'timeout': 2}})
+    assert calls == [1, {'backend': 'nccl', 'timeout': datetime.timedelta(minutes=2)}]
+    wanted = {'RANK': '5', 'WORLD_SIZE': '8', 'LOCAL_RANK': '1', 'MASTER_ADDR': 'n0', 'MASTER_PORT': '12345'}
+    assert {name: os.environ[name] for name in wanted} == wanted
+
+
+def test_a_folder_archived_in_the_same_second_is_waited_for(tmp_path, monkeypatch):
+    waited, names = [], iter(['_old', '_old', '_new'])
+
+    def rename(path):
+        if os.path.exists(path):
+            os.rename(path, path + next(names))
+        os.makedirs(path)
+        (tmp_path / 'run/file').touch()
+
+    monkeypatch.setattr(wrappers.time, 'sleep', waited.append)
+    archive = wrappers.mkdir_and_rename(rename)
+    for _ in range(3):
+        archive(str(tmp_path / 'run'))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['run', 'run_new', 'run_old'] and len(waited) == 1

@@ -1,9 +1,11 @@
-"""L_map and its Dice term against values worked out by hand."""
+"""L_map, its Dice and its focal term against values worked out by hand."""
+
+import math
 
 import pytest
 import torch
 
-from finpercep_plugin.losses.map_loss import FinPercepMapLoss, map_loss, soft_dice
+from finpercep_plugin.losses.map_loss import FinPercepMapLoss, map_loss, quality_focal, soft_dice
 
 
 def maps(*rows):
@@ -44,6 +46,37 @@ def test_a_clean_sample_has_no_dice_term():
     torch.testing.assert_close(with_dice - without, torch.tensor([0.0, 2 * (1 - 1 / 1.29)]))
 
 
+def test_focal_by_hand():
+    # p = 0.5, t = 1: (1 - 0.5)^2 * -ln 0.5 = 0.25 ln 2
+    # p = 0.25, t = 0.5: 0.25^2 * (-0.5 ln 0.25 - 0.5 ln 0.75) = 0.0625 * (ln 2 + 0.5 ln 4/3)
+    pred, target = maps([0.5, 0.25]), maps([1.0, 0.5])
+    first, second = 0.25 * math.log(2), 0.0625 * (math.log(2) + 0.5 * math.log(4 / 3))
+    torch.testing.assert_close(quality_focal(pred, target), torch.tensor([(first + second) / 2]))
+    # gamma 0 is cross entropy: ln 2, and ln 2 + 0.5 ln 4/3
+    entropy = (math.log(2) + math.log(2) + 0.5 * math.log(4 / 3)) / 2
+    torch.testing.assert_close(quality_focal(pred, target, gamma=0), torch.tensor([entropy]))
+    with_focal = map_loss(pred, target, focal_weight=3.0, focal_gamma=0.0, reduction='none')
+    torch.testing.assert_close(with_focal - map_loss(pred, target, reduction='none'), torch.tensor([3 * entropy]))
+
+
+def test_focal_gradient_near_zero():
+    # p = sigmoid(z) = 0.001 where t = 1: cross entropy's gradient is p - t = -0.999; that of L1 is -p (1 - p) = -0.001
+    logit = torch.tensor(math.log(0.001 / 0.999), requires_grad=True)
+    truth = maps([1.0])
+    (focal,) = torch.autograd.grad(quality_focal(logit.sigmoid().view(1, 1, 1, 1), truth, gamma=0).sum(), logit)
+    (absolute,) = torch.autograd.grad(map_loss(logit.sigmoid().view(1, 1, 1, 1), truth), logit)
+    assert focal.item() == pytest.approx(-0.999, abs=1e-5) and absolute.item() == pytest.approx(-0.000999, abs=1e-6)
+
+
+@pytest.mark.parametrize('gamma', [0.0, 2.0])
+def test_focal_is_finite_at_the_ends(gamma):
+    pred = maps([0.0, 1.0, 0.0, 1.0]).requires_grad_()
+    loss = quality_focal(pred, maps([0.0, 1.0, 1.0, 0.0]), gamma)
+    loss.sum().backward()
+    # two pixels right, two wrong by 1, where -ln p stops at -ln 1e-4
+    assert loss.item() == pytest.approx(-math.log(1e-4) / 2, abs=2e-4) and torch.isfinite(pred.grad).all()
+
+
 def test_halves_of_a_batch_average_to_the_whole():
     pred, target = torch.rand(4, 1, 6, 6), torch.rand(4, 1, 6, 6).sub(0.5).relu()
     target[0] = 0  # different shares of degraded pixels
@@ -63,7 +96,9 @@ def test_loss_weight_and_gradient():
 def test_bad_input():
     with pytest.raises(ValueError, match=r'map of shape \(1, 1, 1, 2\) against a truth of shape \(1, 1, 1, 1\)'):
         map_loss(maps([0.1, 0.2]), maps([0.1]))
-    with pytest.raises(ValueError, match='positive_weight > 0 and dice_weight >= 0, got 0 and 0'):
+    with pytest.raises(ValueError, match='expected positive_weight > 0 and the others >= 0, got 0 and'):
         FinPercepMapLoss(positive_weight=0)
+    with pytest.raises(ValueError, match="'focal_gamma': -1"):
+        FinPercepMapLoss(focal_gamma=-1.0)
     with pytest.raises(ValueError, match="reduction: expected 'mean', 'sum' or 'none', got 'max'"):
         map_loss(maps([0.1]), maps([0.1]), reduction='max')

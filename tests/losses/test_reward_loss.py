@@ -9,7 +9,7 @@ from torch import nn
 
 from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 from finpercep_plugin.config import ConfigError, arguments, build
-from finpercep_plugin.losses.reward_loss import FinPercepRewardLoss, NonFiniteReward, hinge, straight_through_clamp
+from finpercep_plugin.losses.reward_loss import FinPercepRewardLoss, NonFiniteReward, hinge
 from finpercep_plugin.registry import LOSSES
 from finpercep_plugin.rewards.base import RewardOutput
 
@@ -34,14 +34,6 @@ def with_brightness(tiny_rms, **options):
 
 def test_hinge_by_hand():
     torch.testing.assert_close(hinge(torch.tensor([-1.0, 1.5, 2.0, 9.0]), 2.0), torch.tensor([3.0, 0.5, 0.0, 0.0]))
-
-
-def test_clamp_passes_the_gradient_of_saturated_pixels():
-    image = torch.tensor([-0.5, 0.5, 1.5], requires_grad=True)
-    clamped = straight_through_clamp(image)
-    clamped.sum().backward()
-    torch.testing.assert_close(clamped.detach(), torch.tensor([0.0, 0.5, 1.0]))
-    torch.testing.assert_close(image.grad, torch.ones(3))
 
 
 def test_value_by_hand(tiny_rms):
@@ -175,6 +167,27 @@ def test_options_are_checked_as_the_yaml_says_them(tiny_rms):
     assert arguments(FinPercepRewardLoss, {'rm': files, 'loss_weight': '1e-3'}, '$')['loss_weight'] == 1e-3
     with pytest.raises(TypeError, match="unknown key 'wiht'"):
         FinPercepRewardLoss(files, wiht={})
+
+
+def test_a_section_is_checked_without_building_anything(tiny_rms, monkeypatch):
+    monkeypatch.setattr(FinPercepRM, '__init__', None)
+    files = list(tiny_rms.values())
+    FinPercepRewardLoss.check({'rm': files}, '$.p')
+    FinPercepRewardLoss.check({'rm': files[2], 'stage': 0}, '$.p')
+    for options, lines in (
+        ({'rm': files[2]}, [f'$.p.rm: {files[2]} holds an RM_2; expected a file for each of the stages used: 0, 1, 2']),
+        ({'rm': files, 'mu': [0, 0, 0]}, ['$.p: mu and sd: expected both or neither']),
+        (
+            {'rm': [files[0], files[2], files[1]]},
+            [
+                f'$.p.rm[1]: {files[2]} holds an RM_2; expected an RM_1',
+                f'$.p.rm[2]: {files[1]} holds an RM_1; expected an RM_2',
+            ],
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            FinPercepRewardLoss.check(options, '$.p')
+        assert caught.value.problems == lines
 
 
 def test_files_of_stages_without_iterations_are_not_needed(tiny_rms):

@@ -104,10 +104,43 @@ def test_lora_trains_alone_and_is_exported(options, tmp_path):
     opt['generator'] |= {'train': 'lora', 'lora_rank': 2, 'lora_alpha': 4}
     train_pipeline(str(tmp_path), opt)
     saved = torch.load('experiments/refl/models/net_g_latest.pth', weights_only=True)
-    assert saved['subset'] and all('.lora_' in name for name in saved['params'])
+    assert saved['subset'] and {name for name in saved['params'] if '.lora_' not in name} <= {'residual_sd'}
     from finpercep_plugin.generators.tiny_diffusion import TinyDiffusion
 
     assert TinyDiffusion.from_file('experiments/refl/models/generator_latest.pth')
+
+
+def test_a_file_of_another_gate_or_head_is_refused(options, tmp_path):
+    for key, value in (('score_gate', 'paper'), ('score_head', 'paper'), ('decoder_width', 24)):
+        opt = options('rm')
+        opt['network_g'][key] = value
+        with pytest.raises(ValueError, match=f'does not fit .*{key}: .* in the file, {value}'):
+            train_pipeline(str(tmp_path), opt)
+
+
+def test_validation_without_gt_measures_what_it_can(options, tmp_path):
+    from PIL import Image
+
+    (tmp_path / 'lq').mkdir()
+    Image.effect_noise((8, 8), 50).convert('RGB').save(tmp_path / 'lq/a.png')
+    opt = options('refl')
+    opt['datasets']['val'] = {
+        'type': 'SingleImageDataset',
+        'name': 'val',
+        'dataroot_lq': 'lq',
+        'io_backend': {'type': 'disk'},
+    }
+    opt['val']['rewards']['psnr'] = {'type': 'PSNR'}
+    opt['val']['metrics']['niqe'] = {'type': 'calculate_niqe', 'crop_border': 4}
+    model = train_pipeline(str(tmp_path), opt)
+    assert set(model.metric_results) == {'watched', 'sharpness'}
+
+
+def test_a_spread_that_is_given_is_kept_and_else_measured(options, tmp_path):
+    opt = options('diffusion')
+    measured = train_pipeline(str(tmp_path), opt).net_g.residual_sd.item()
+    opt['generator']['residual_sd'] = 0.5
+    assert train_pipeline(str(tmp_path), {**opt, 'name': 'given'}).net_g.residual_sd.item() == 0.5 != measured
 
 
 class TestBadSteps:
@@ -161,6 +194,10 @@ class TestOptions:
         assert "$.train.optim_g.lr: expected float, got str 'fast'" in text
         assert "$.train.map_opt.dice_wait: unknown key; did you mean 'dice_weight'?" in text
         assert '$.path.pretrain_network_g' in text and 'rm_7.pth' in text
+        opt = options('rm')
+        for key in ('map_opt', 'rank_opt', 'align_opt'):
+            del opt['train'][key]
+        assert '$.train: no loss; expected rank_opt, map_opt or align_opt' in self.message(tmp_path, opt)
 
     def test_diffusion(self, options, tmp_path):
         opt = options('diffusion')
@@ -183,11 +220,22 @@ class TestOptions:
         assert '$.train.ccl.stages: expected 3 values, got 2' in text
         assert "$.reward.topp: unknown key; did you mean 'top'?" in text
         assert '$.train.algorithm.k_end: expected' in text
+        opt = options('refl')
+        opt['train']['algorithm']['k_end'] = 50
+        assert '$.train.algorithm: ReFL: k_end = 50, but the sampler has 3 steps' in self.message(tmp_path, opt)
 
-    def test_a_reward_without_stages_is_refused(self, options, tmp_path):
+    def test_a_reward_without_stages_takes_no_stages(self, options, tmp_path):
         opt = options('refl')
         opt['reward'] = {'type': 'Sharpness'}
-        assert '$.reward.type: ' in self.message(tmp_path, opt)
+        assert '$.train.ccl.stages: Sharpness has no stages' in self.message(tmp_path, opt)
+
+
+def test_any_differentiable_reward_can_be_optimised(options, tmp_path):
+    opt = options('refl')
+    opt['reward'], opt['train']['ccl'] = {'type': 'PSNR'}, {'calibration': 6}
+    train_pipeline(str(tmp_path), opt)
+    statistics = state('refl', 4)['ccl']['statistics']
+    assert set(statistics['mu']) == {0} and statistics['sd'][0] > 0
 
 
 def test_cosine_rate_by_hand():
@@ -196,3 +244,19 @@ def test_cosine_rate_by_hand():
     assert cosine_rate(2, 5, 0.2) == pytest.approx(0.2 + 0.4 * (1 + 0.5**0.5))
     assert cosine_rate(3, 5, 0.2) == pytest.approx(0.6)
     assert cosine_rate(5, 5, 0.2) == cosine_rate(9, 5, 0.2) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_trained_file_is_validated_by_the_test_entry(options, tmp_path, tiny_rms, generator_file, kind):
+    from finpercep_plugin.test import test_pipeline
+
+    opt = options(kind)
+    opt['datasets'] = {'test_1': opt['datasets']['val']}
+    del opt['train'], opt['logger']
+    opt['val'] = {k: v for k, v in opt['val'].items() if k != 'val_freq'}
+    if kind == 'rm':
+        opt['path']['pretrain_network_g'] = tiny_rms[2]
+    else:
+        opt['generator']['weights'] = generator_file
+    model = test_pipeline(str(tmp_path), opt)
+    assert model.metric_results and list((tmp_path / 'results' / kind).rglob('*.png'))

@@ -7,7 +7,7 @@ from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 from finpercep_plugin.config import ConfigError, build
 from finpercep_plugin.curriculum.statistics import ScoreStatistics
 from finpercep_plugin.registry import REWARDS
-from finpercep_plugin.rewards.finpercep_reward import FinPercepReward, by_stage
+from finpercep_plugin.rewards.finpercep_reward import FinPercepReward, by_stage, check_files
 
 
 @pytest.fixture
@@ -102,6 +102,28 @@ def test_bad_files_and_options(tiny_rms, tmp_path, images):
         FinPercepReward([None, None, tiny_rms[1]]).raw(images, 2)
     with pytest.raises(ValueError, match='stage 1 has no reward model; there are files for stage 0, 2'):
         FinPercepReward([tiny_rms[0], None, tiny_rms[2]]).raw(images, 1)
+
+
+def test_files_are_checked_by_their_headers(tiny_rms, tmp_path):
+    files = list(tiny_rms.values())
+    assert check_files(files, [0, 1, 2], '$.r.rms') == []
+    assert check_files({'0': files[2], '2': files[2]}, [0, 2], '$.r.rms') == []
+    assert check_files(files[1], [], '$.r.rm') == check_files(files[1], [0, 1], '$.r.rm') == []
+    assert check_files(files[1], [1, 2], '$.r.rm') == [
+        f'$.r.rm: {files[1]} holds an RM_1; expected a file for each of the stages used: 1, 2'
+    ]
+    assert check_files([files[0], None, files[1]], [1, 2], '$.r.rms') == [
+        '$.r.rms: no file for stage 1, which has iterations',
+        f'$.r.rms[2]: {files[1]} holds an RM_1; expected an RM_2',
+    ]
+    half = tmp_path / 'half.pth'
+    half.write_bytes((tmp_path / files[1]).read_bytes()[:1000])
+    torch.save({'params': {}}, tmp_path / 'plain.pth')
+    found = check_files({0: str(tmp_path / 'no.pth'), 1: str(half), 2: str(tmp_path / 'plain.pth')}, [1], '$.r.rms')
+    assert found[0].startswith('$.r.rms.0: FinPercep-RM weights not found at')
+    assert found[1].startswith(f'$.r.rms.1: {half} is not a FinPercep-RM file')
+    assert found[2].endswith("plain.pth is not a FinPercep-RM file: 'arch'")
+    assert check_files([], [0], '$.r.rms')[0].startswith('$.r.rms: expected a value for one or more of the stages')
 
 
 def test_stages_by_list_or_keys():

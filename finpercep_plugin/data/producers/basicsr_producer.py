@@ -28,7 +28,7 @@ class BasicSRProducer:
     Raises:
         FileNotFoundError: no such file.
         ImportError: BasicSR is not installed.
-        ValueError: BasicSR has no such arch, or the weights do not fit it.
+        ValueError: BasicSR has no such arch, or the weights cannot be read or do not fit it.
     """
 
     FILES = ('weights',)
@@ -45,10 +45,13 @@ class BasicSRProducer:
             self.network = build_network(dict(network))
         except (KeyError, TypeError) as error:
             raise ValueError(f'network: BasicSR cannot build {network}: {error}') from error
-        state = torch.load(weights, map_location='cpu', weights_only=True)
+        try:
+            state = torch.load(weights, map_location='cpu', weights_only=True)
+        except Exception as error:  # torch raises a dozen types for a broken file; each means the same to the user
+            raise ValueError(f'weights: {weights} is not a readable weight file: {error}') from error
         try:
             self.network.load_state_dict(_parameters(state, param_key))
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, TypeError) as error:
             raise ValueError(f'weights: {weights} does not fit {network.get("type")}: {error}') from error
         self.network.eval().requires_grad_(False).to(device)
         self.device, self.record = device, {'network': network.get('type'), 'weights': Path(weights).name}

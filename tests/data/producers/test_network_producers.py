@@ -63,6 +63,13 @@ def test_basicsr_producer_refuses_what_does_not_fit(edsr, change, message):
         one({'type': 'basicsr', 'network': NETWORK, 'weights': str(edsr[1]), **change})
 
 
+def test_a_truncated_weight_file_is_named(edsr, tmp_path):
+    half = tmp_path / 'half.pth'
+    half.write_bytes(edsr[1].read_bytes()[:-500])
+    with pytest.raises(ConfigError, match=r'half\.pth is not a readable weight file'):
+        one({'type': 'basicsr', 'network': NETWORK, 'weights': str(half)})
+
+
 def test_identity_follows_the_content_of_the_weights(edsr, tmp_path):
     section = {'type': 'basicsr', 'network': NETWORK, 'weights': str(edsr[1])}
     before = identity(BuildOptions(producers=[section]))
