@@ -23,6 +23,7 @@ from finpercep_plugin.models.generator_model import (
 )
 from finpercep_plugin.models.options import TrainOptions
 from finpercep_plugin.registry import ALGORITHMS, MODELS, REWARDS
+from finpercep_plugin.rewards.finpercep_reward import FinPercepReward, check_files
 from finpercep_plugin.rewards.normalised import NormalisedReward
 
 __all__ = ['CCLOptions', 'FinPercepReFLModel', 'ReFLTrainOptions', 'check']
@@ -78,7 +79,11 @@ def _check_together(opt: Mapping[str, Any], settings: ReFLTrainOptions) -> list[
     if not hasattr(reward, 'raw'):
         stages = settings.ccl.stages
         return [f'$.train.ccl.stages: {opt["reward"]["type"]} has no stages; leave the key out'] if stages else []
-    return collect(lambda: _schedule(settings))
+    problems = collect(lambda: _schedule(settings))
+    if not problems and issubclass(reward, FinPercepReward):
+        key = 'rms' if opt['reward'].get('rms') else 'rm'
+        problems = check_files(opt['reward'][key], _schedule(settings).used_stages(), f'$.reward.{key}')
+    return problems
 
 
 def _schedule(settings: ReFLTrainOptions) -> CCLSchedule:

@@ -224,6 +224,12 @@ class TestOptions:
         opt['train']['algorithm']['k_end'] = 50
         assert '$.train.algorithm: ReFL: k_end = 50, but the sampler has 3 steps' in self.message(tmp_path, opt)
 
+    def test_reward_files_of_another_stage(self, options, tmp_path):
+        opt = options('refl')
+        opt['reward']['rms'][1:] = opt['reward']['rms'][:0:-1]
+        text = self.message(tmp_path, opt)
+        assert '$.reward.rms[1]: ' in text and '$.reward.rms[2]: ' in text
+
     def test_a_reward_without_stages_takes_no_stages(self, options, tmp_path):
         opt = options('refl')
         opt['reward'] = {'type': 'Sharpness'}
