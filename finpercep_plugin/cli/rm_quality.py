@@ -128,14 +128,7 @@ def _train(args: argparse.Namespace, stage: int) -> Any:
         opt['network_g'] |= {'encoder': 'full', 'score_head': 'paper'}
         del opt['train']['align_opt']
     elif stage:
-        before = (
-            args.out.absolute()
-            / 'experiments'
-            / f'{args.start}_{args.gate}_{stage - 1}'
-            / 'models'
-            / 'net_g_latest.pth'
-        )
-        opt['path']['pretrain_network_g'] = str(before)
+        opt['path']['pretrain_network_g'] = str(done.parents[2] / _name(args, stage - 1) / 'models' / done.name)
     with tqdm(total=steps, unit='step', desc=name) as bar:
         return train_pipeline(
             str(args.out.absolute()), opt, lambda step, total: bar.update(step - bar.n), console=False

@@ -121,7 +121,7 @@ class FinPercepModel(BaseModel):
             for name, shadow in self.ema.items():
                 shadow.lerp_(self.trained[name].detach(), 1 - decay)
         else:
-            self._bad_step(current_iter, total)
+            self._bad_step(current_iter, total.detach())
         self.log_dict['bad_steps'] = torch.tensor(float(self.bad_steps), device=self.device)
 
     def _sync_gradients(self, total: Tensor) -> bool:

@@ -118,6 +118,8 @@ def check_val(section: Any) -> list[str]:
     """What is wrong with the `val:` section of a generator model; no weights of a reward are loaded."""
     problems = collect(lambda: parse(GeneratorValOptions, section, '$.val'))
     for name, reward in ((section or {}).get('rewards') or {}).items():
+        if name in (section.get('metrics') or {}):
+            problems.append(f'$.val.rewards.{name}: $.val.metrics has this name too; give it another')
         problems += check_reward(reward, f'$.val.rewards.{name}')
     return problems
 
