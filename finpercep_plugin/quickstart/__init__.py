@@ -1,0 +1,1 @@
+"""The quick start: the whole loop on a handful of photos, in minutes on a CPU."""
