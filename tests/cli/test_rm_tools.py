@@ -12,7 +12,9 @@ from finpercep_plugin.cli import rm_quality, rm_size
 def test_rm_size_of_the_small_preset(capsys):
     assert rm_size.main(['--backbone', 'small', '--sizes', '24']) == 0
     table = capsys.readouterr().out
-    assert [f'| RM_{k} |' in table for k in range(3)] == [True] * 3 and 'peak memory' in table
+    assert (
+        [f'| RM_{k} |' in table for k in range(3)] == [True] * 3 and '| 1 -> 2 | ' in table and 'peak memory' in table
+    )
 
 
 def test_rm_size_of_an_unknown_backbone(capsys):
