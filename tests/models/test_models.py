@@ -130,7 +130,7 @@ def test_validation_without_gt_measures_what_it_can(options, tmp_path):
         'dataroot_lq': 'lq',
         'io_backend': {'type': 'disk'},
     }
-    opt['val']['rewards']['psnr'] = {'type': 'PSNR'}
+    opt['val']['rewards']['psnr_rgb'] = {'type': 'PSNR', 'y_channel': False}
     opt['val']['metrics']['niqe'] = {'type': 'calculate_niqe', 'crop_border': 4}
     model = train_pipeline(str(tmp_path), opt)
     assert set(model.metric_results) == {'watched', 'sharpness'}
