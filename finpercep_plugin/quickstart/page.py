@@ -65,6 +65,7 @@ def write_page(start: QuickStart, figures: Mapping[str, Figures], command: str) 
         [_row(name, figures[key]) for name, key in (('bicubic', 'bicubic'), ('before', 'before'), ('after', 'after'))]
         + [['ground truth', None, *_row('', figures['gt'])[2:]]],
         note='Means with 95 % bootstrap intervals over crops. Reward = score + 1 - map max, not normalised; higher is better. Map: lower is better.',
+        digits=2,
     )
     page.table(
         'What changed',
