@@ -55,7 +55,7 @@ setup(
     extras_require={
         'generators': GENERATORS,
         'basicsr': BASICSR,
-        'dev': [*BASICSR, *GENERATORS, 'pytest', 'ruff', 'pyiqa', 'setuptools<81', 'scikit-image', 'scikit-learn', 'matplotlib'],
+        'dev': [*BASICSR, *GENERATORS, 'pytest', 'ruff', 'pyiqa', 'setuptools<81', 'scikit-image', 'scikit-learn'],
     },
     entry_points={
         'console_scripts': [

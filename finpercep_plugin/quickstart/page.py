@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
-from finpercep_plugin.generators.pixels import upscale
 from finpercep_plugin.images import read_image
-from finpercep_plugin.models.panels import map_picture, picture
+from finpercep_plugin.models.panels import picture
 from finpercep_plugin.quickstart.measure import Figures, load_generator, run_generator
 from finpercep_plugin.quickstart.recipe import QuickStart
 from finpercep_plugin.report.bootstrap import Interval, mean_interval, paired_difference
