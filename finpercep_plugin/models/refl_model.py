@@ -79,11 +79,14 @@ def _check_together(opt: Mapping[str, Any], settings: ReFLTrainOptions) -> list[
     if not hasattr(reward, 'raw'):
         stages = settings.ccl.stages
         return [f'$.train.ccl.stages: {opt["reward"]["type"]} has no stages; leave the key out'] if stages else []
-    problems = collect(lambda: _schedule(settings))
-    if not problems and issubclass(reward, FinPercepReward):
-        key = 'rms' if opt['reward'].get('rms') else 'rm'
-        problems = check_files(opt['reward'][key], _schedule(settings).used_stages(), f'$.reward.{key}')
-    return problems
+    try:
+        stages = _schedule(settings).used_stages()
+    except ConfigError as error:
+        return error.problems
+    if not issubclass(reward, FinPercepReward):
+        return []
+    key = 'rms' if opt['reward'].get('rms') else 'rm'
+    return check_files(opt['reward'][key], stages, f'$.reward.{key}')
 
 
 def _schedule(settings: ReFLTrainOptions) -> CCLSchedule:

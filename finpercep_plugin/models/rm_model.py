@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 from finpercep_plugin.config import arguments, build, check_file, collect, parse
 from finpercep_plugin.generators.checkpoint import write_weights
-from finpercep_plugin.metrics.rm_metrics import map_sums, summarise_maps
+from finpercep_plugin.metrics.rm_metrics import map_sums, order_accuracy, summarise_maps
 from finpercep_plugin.models.base_model import FinPercepModel
 from finpercep_plugin.models.options import OptimOptions, TrainOptions, ValOptions
 from finpercep_plugin.models.panels import map_picture, picture
@@ -171,9 +171,8 @@ class FinPercepRMModel(FinPercepModel):
                 item = dataset[index]
                 images = torch.stack([item['sr'], item['syn'], item['gt']]).to(self.device)
                 score, degradation = (t.cpu() for t in self.net_g(images))
-                orders += torch.tensor(
-                    [1.0, float(score[0] < score[1]), float(score[1] < score[2])], dtype=torch.float64
-                )
+                pairs = order_accuracy(score[0:1], score[1:2]), order_accuracy(score[1:2], score[2:3])
+                orders += torch.tensor([1.0, *pairs], dtype=torch.float64)
                 sums += map_sums(degradation[1:2], item['map'][None], item['mask'][None])
                 if len(panel) < wanted:
                     panel.append(
