@@ -11,8 +11,9 @@ import torch
 from finpercep_plugin.diffusion.prediction import to_x0
 from finpercep_plugin.diffusion.steps import gaussian_log_prob, step
 from finpercep_plugin.generators.condition import Condition
+from finpercep_plugin.rng import keyed_randn
 
-__all__ = ['Draw', 'Steps', 'Trajectory', 'rollout', 'sampler_steps', 'step_x0', 'super_resolve']
+__all__ = ['Draw', 'Steps', 'Trajectory', 'rollout', 'sample_images', 'sampler_steps', 'step_x0', 'super_resolve']
 
 Steps = Union[int, Sequence[int], torch.Tensor, None]
 Draw = Callable[[int], torch.Tensor]
@@ -73,7 +74,7 @@ def rollout(
     upto: Optional[int] = None,
     steps: Steps = None,
     guidance: float = 1.0,
-    eta: float = 0.0,
+    eta: Optional[float] = None,
     draw: Optional[Draw] = None,
 ) -> Trajectory:
     """The sampler from its start to just before step index `upto`, without gradient.
@@ -85,13 +86,13 @@ def rollout(
         upto: index of the first step not taken, 0 .. number of steps; None: all are taken and the last latent is clean.
         steps: see `sampler_steps`.
         guidance: of `generator.predict`.
-        eta: noise of each step, 0 (DDIM) .. 1 (DDPM); eps and v only.
+        eta: noise of each step, 0 (DDIM) .. 1 (DDPM); eps and v only; None: the generator's own.
         draw: step index -> (B, C, h, w) standard normal, called for steps with noise only; needed where eta > 0.
 
     Raises:
         ValueError: upto out of range, or eta > 0 without draw.
     """
-    timesteps = sampler_steps(generator, steps)
+    timesteps, eta = sampler_steps(generator, steps), generator.eta if eta is None else eta
     upto = len(timesteps) if upto is None else upto
     if not 0 <= upto <= len(timesteps):
         raise ValueError(f'upto must be 0..{len(timesteps)}, the number of sampler steps, got {upto}')
@@ -131,9 +132,10 @@ def super_resolve(
     lq: torch.Tensor,
     noise: torch.Tensor,
     steps: Steps = None,
-    guidance: float = 1.0,
-    eta: float = 0.0,
+    guidance: Optional[float] = None,
+    eta: Optional[float] = None,
     draw: Optional[Draw] = None,
+    cond: Optional[Condition] = None,
 ) -> torch.Tensor:
     """The full sampler, without gradient: lq (B, 3, h, w), [0, 1] -> sr (B, 3, H, W), [0, 1].
 
@@ -143,13 +145,39 @@ def super_resolve(
         noise: (B, C, h, w) of the latent, standard normal; from `rng.keyed_randn`, so that a result does not depend on
             its batch.
         steps: see `sampler_steps`.
-        guidance: of `generator.predict`.
+        guidance: of `generator.predict`; None: the generator's own.
         eta: as in `rollout`.
         draw: as in `rollout`.
+        cond: `generator.condition(lq)`, if it is there already.
     """
-    cond = generator.condition(lq)
+    cond = generator.condition(lq) if cond is None else cond
+    guidance = generator.guidance if guidance is None else guidance
     trajectory = rollout(generator, cond, noise, steps=steps, guidance=guidance, eta=eta, draw=draw)
     return generator.decode(trajectory.latents[-1], cond)
+
+
+def sample_images(
+    generator: Any, lq: torch.Tensor, samples: Sequence[int], seed: int, purpose: str, **sampler: Any
+) -> torch.Tensor:
+    """`super_resolve` with the noise of row i keyed on (seed, purpose, samples[i]): its result is the same in any batch.
+
+    Args:
+        generator: see docs/architecture.md.
+        lq: (B, 3, h, w), [0, 1].
+        samples: B indices.
+        seed: of the noise.
+        purpose: of the noise.
+        sampler: `steps`, `guidance`, `eta` of `super_resolve`.
+    """
+    with torch.no_grad():
+        cond = generator.condition(lq)
+    shape, device = generator.latent_shape(cond), lq.device
+
+    def draw(index: int) -> torch.Tensor:
+        return keyed_randn(shape, samples, seed, purpose, 'step', index, device=device)
+
+    noise = keyed_randn(shape, samples, seed, purpose, device=device)
+    return super_resolve(generator, lq, noise, draw=draw, cond=cond, **sampler)
 
 
 def _step(

@@ -1,5 +1,5 @@
 """Train any BasicSR model: `python -m finpercep_plugin.train -opt X.yml [--auto_resume] [--launcher
-none|pytorch|slurm] [--force_yml a:b=c ...]`.
+none|pytorch|slurm] [--force_yml a:b=c ...] [--dry-run]`.
 
 BasicSR's loop with the data position kept over a resume (`data/sampler.py`), experiments in the current folder, and
 an orderly end.
@@ -8,6 +8,7 @@ an orderly end.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,13 @@ def _validate(model: Any, opt: dict[str, Any], loaders: list[DataLoader], curren
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run(train_pipeline, argv)
+    """Train; with --dry-run, say what it would take."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if '--dry-run' not in words:
+        return run(train_pipeline, argv)
+    from finpercep_plugin.dry_run import dry_run
+
+    return run(lambda root_path: print(dry_run()), [word for word in words if word != '--dry-run'])
 
 
 if __name__ == '__main__':

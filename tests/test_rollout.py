@@ -19,6 +19,7 @@ class Constant(torch.nn.Module):
         self.schedule = (
             FlowSchedule() if prediction == 'flow' else DiscreteSchedule(torch.tensor([0.81, 0.64, 0.36, 0.04]))
         )
+        self.eta, self.guidance = 0.0, 1.0
         self.steps = torch.tensor([750.0, 250.0]) if prediction == 'flow' else torch.tensor([2, 1])
 
     def timesteps(self, steps):

@@ -5,11 +5,13 @@ Formulas: METHOD.md §5; FinPercep-RM supplement Eq. 1-2; ImageReward (Xu et al.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 
 from finpercep_plugin.generators.condition import Condition
+from finpercep_plugin.generators.pixels import Region, crop
 from finpercep_plugin.registry import ALGORITHMS
 from finpercep_plugin.rng import keyed_numpy, keyed_randn, keyed_torch
 from finpercep_plugin.rollout import rollout, sampler_steps, step_x0
@@ -69,7 +71,9 @@ class ReFL:
         pretrain_weight: of the noise-prediction error; 0 leaves it out.
         guidance: of the rollout and of the step with gradient.
         steps: length of the rollout's sampler; None: the generator's own.
-        eta: noise of the rollout's steps, 0 (DDIM) .. 1 (DDPM); eps and v only.
+        eta: noise of the rollout's steps, 0 (DDIM) .. 1 (DDPM); eps and v only; None: the generator's own.
+        decode_size: side in pixels of the square of sr that is decoded and rewarded, at a new place each iteration, the
+            same for the whole batch; None: all of it. Saves the memory of the decoder's and the reward's activations.
     """
 
     def __init__(
@@ -81,11 +85,12 @@ class ReFL:
         pretrain_weight: float = 1.0,
         guidance: float = 1.0,
         steps: Optional[int] = None,
-        eta: float = 0.0,
+        eta: Optional[float] = None,
+        decode_size: Optional[int] = None,
     ):
         self.k_start, self.k_end = k_start, k_end
         self.weight, self.margin, self.pretrain_weight = weight, margin, pretrain_weight
-        self.guidance, self.steps, self.eta = guidance, steps, eta
+        self.guidance, self.steps, self.eta, self.decode_size = guidance, steps, eta, decode_size
 
     def window(self, generator: Any) -> Tuple[int, int]:
         """(first, last) step index that may be k, for this generator; call it early, to find a wrong setting.
@@ -106,6 +111,11 @@ class ReFL:
         if self.eta and generator.prediction == 'flow':
             raise ValueError(
                 f'ReFL: eta is defined for eps and v models; a flow generator needs eta = 0, got {self.eta}'
+            )
+        grid = math.lcm(generator.stride, generator.scale)
+        if self.decode_size is not None and (self.decode_size < grid or self.decode_size % grid):
+            raise ValueError(
+                f'ReFL: decode_size must be a multiple of {grid} for this generator, got {self.decode_size}'
             )
         return first, last
 
@@ -136,8 +146,11 @@ class ReFL:
         """
         first, last = self.window(generator)
         k = int(keyed_numpy(seed, iteration, 'refl k').integers(first, last + 1))
-        sr = self._sample(generator, cond, k, seed, iteration, samples)
-        output = reward_fn(sr, lq=cond.lq, gt=gt, prompt=generator.prompts(cond))
+        region = self._region(generator, cond, seed, iteration)
+        sr = self._sample(generator, cond, k, region, seed, iteration, samples)
+        lq_region = None if region is None else tuple(side // generator.scale for side in region)
+        lq, gt_part = crop(cond.lq, lq_region), crop(gt, region)
+        output = reward_fn(sr, lq=lq, gt=gt_part, prompt=generator.prompts(cond))
         mse = self._pretrain_mse(generator, cond, gt, seed, iteration, samples)
         loss, diagnostics = refl_objective(output.score, mse, self.weight, self.margin, self.pretrain_weight)
         diagnostics['k'] = torch.tensor(float(k))
@@ -146,8 +159,25 @@ class ReFL:
             diagnostics |= {f'reward_{name}': value.mean(), f'reward_{name}_std': value.std(unbiased=False)}
         return loss, diagnostics
 
+    def _region(self, generator: Any, cond: Condition, seed: int, iteration: int) -> Optional[Region]:
+        """The part of sr that this iteration decodes, on the grids of latents and of lq; None for all of it."""
+        height, width = cond.lq_up.shape[-2:]
+        if self.decode_size is None or self.decode_size >= max(height, width):
+            return None
+        grid, rng = math.lcm(generator.stride, generator.scale), keyed_numpy(seed, iteration, 'refl region')
+        sides = [min(self.decode_size, length) for length in (height, width)]
+        top, left = (grid * int(rng.integers((n - side) // grid + 1)) for n, side in zip((height, width), sides))
+        return top, left, *sides
+
     def _sample(
-        self, generator: Any, cond: Condition, k: int, seed: int, iteration: int, samples: Sequence[int]
+        self,
+        generator: Any,
+        cond: Condition,
+        k: int,
+        region: Optional[Region],
+        seed: int,
+        iteration: int,
+        samples: Sequence[int],
     ) -> torch.Tensor:
         """sr (B, 3, H, W) as seen at step k; gradient reaches the generator through that step and the decode."""
         shape, device = generator.latent_shape(cond), cond.lq.device
@@ -156,8 +186,12 @@ class ReFL:
             return keyed_randn(shape, samples, seed, iteration, 'refl step', index, device=device)
 
         noise = keyed_randn(shape, samples, seed, iteration, 'refl start', device=device)
-        trajectory = rollout(generator, cond, noise, k, self.steps, self.guidance, self.eta, draw)
-        return generator.decode(step_x0(generator, trajectory.latents[-1], k, cond, self.steps, self.guidance), cond)
+        if k == 0:  # the start can depend on trained parameters: OSEDiff's is what its trained encoder makes of lq
+            x_t = generator.start(cond, noise)
+        else:
+            x_t = rollout(generator, cond, noise, k, self.steps, self.guidance, self.eta, draw).latents[-1]
+        x0 = step_x0(generator, x_t, k, cond, self.steps, self.guidance)
+        return generator.decode(x0, cond, region)
 
     def _pretrain_mse(
         self, generator: Any, cond: Condition, gt: torch.Tensor, seed: int, iteration: int, samples: Sequence[int]

@@ -58,23 +58,33 @@ class TrainedPart:
         self.names: List[str] = []
         self.lora: Optional[Dict[str, Any]] = None
         self._start: Optional[Dict[str, torch.Tensor]] = None  # None: a fresh LoRA, to be switched off
+        self._kept = False
         self._use_start = False
 
     def __call__(self, *inputs: Any) -> Any:
-        """The network's output; inside `reference`, that of the starting policy."""
-        if not self._use_start or self._start is None:
-            return self.network(*inputs)
-        device = next(self.network.parameters()).device
-        start = {name: value.to(device) for name, value in self._start.items()}
-        return torch.func.functional_call(self.network, start, inputs)
+        """The network's output; inside `reference`, that of the starting policy, without gradient.
 
-    def choose(self, choice: Union[str, Sequence[str]], rank: int, alpha: float) -> Dict[str, nn.Parameter]:
+        Without, since activations that are recomputed in a backward pass would see the present weights.
+        """
+        if not self._use_start:
+            return self.network(*inputs)
+        with torch.no_grad():
+            if self._start is None:
+                return self.network(*inputs)
+            device = next(self.network.parameters()).device
+            start = {name: value.to(device) for name, value in self._start.items()}
+            return torch.func.functional_call(self.network, start, inputs)
+
+    def choose(
+        self, choice: Union[str, Sequence[str]], rank: int, alpha: float, reference: bool = True
+    ) -> Dict[str, nn.Parameter]:
         """Sets `requires_grad` on the chosen parameters only; their present values become the starting policy.
 
         Args:
             choice: 'all', 'released', 'lora', or a list of shell patterns.
             rank: of the LoRA.
             alpha: of the LoRA; its output is scaled by alpha / rank.
+            reference: keep a copy of the trained tensors for `reference`; a fresh LoRA needs none.
 
         Returns:
             {name in the network: parameter}.
@@ -92,7 +102,10 @@ class TrainedPart:
             parameter.requires_grad_(name in chosen)
         self.names = list(chosen)
         fresh = choice == 'lora' and lora.is_fresh(self.network)
-        self._start = None if fresh else {name: value.detach().clone() for name, value in chosen.items()}
+        self._kept = fresh or reference
+        self._start = (
+            {name: value.detach().clone() for name, value in chosen.items()} if reference and not fresh else None
+        )
         return chosen
 
     def add_lora(self, rank: int, alpha: float) -> None:
@@ -104,21 +117,32 @@ class TrainedPart:
         wanted = {'rank': rank, 'alpha': float(alpha)}
         if self.lora is None:
             device = next(self.network.parameters()).device
-            lora.add_lora(self.network, rank, alpha)
+            lora.add_lora(self.network, rank, alpha, self._lora_targets())
             self.network.to(device)
             self.lora = wanted
         elif self.lora != wanted:
             raise ValueError(f'the generator has a LoRA with {self.lora} already, which cannot become {wanted}')
+
+    def _lora_targets(self) -> List[str]:
+        """The linear and convolution modules whose weights the choice 'released' trains; grouped convolutions are left out."""
+        modules = {
+            f'{name}.weight': name
+            for name, module in self.network.named_modules()
+            if isinstance(module, nn.Linear) or isinstance(module, nn.Conv2d) and module.groups == 1
+        }
+        parameters = [name for name, _ in self.network.named_parameters()]
+        chosen = set(match_names('released', parameters, self.released))
+        return [module for weight, module in modules.items() if weight in chosen]
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, a call is the starting policy: a fresh LoRA off, else the trained tensors as `choose` found them.
 
         Raises:
-            RuntimeError: nothing was chosen, so there is no start to refer to.
+            RuntimeError: nothing was chosen, or `choose` kept no start to refer to.
         """
-        if not self.names:
-            raise RuntimeError('reference() needs a starting policy: call trainable(...) first')
+        if not self.names or not self._kept:
+            raise RuntimeError('reference() needs a starting policy: call trainable(...) first, with reference=True')
         before, self._use_start = self._use_start, True
         try:
             with lora.adapters_off(self.network) if self._start is None else contextlib.nullcontext():

@@ -10,7 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-__all__ = ['add_lora', 'adapters_off', 'has_lora', 'is_fresh', 'lora_parameters', 'merged_state']
+__all__ = ['add_lora', 'adapters_off', 'has_lora', 'is_fresh', 'lora_parameters', 'merged_state', 'weight_deltas']
 
 _ADAPTER = 'default'
 
@@ -72,6 +72,15 @@ def adapters_off(network: nn.Module) -> Iterator[None]:
             value.requires_grad_(flags[name])
 
 
+def weight_deltas(network: nn.Module) -> Dict[str, torch.Tensor]:
+    """{name of a plain weight: what its adapter adds to it}, for the adapters of `add_lora`."""
+    return {
+        f'{name}.weight': module.get_delta_weight(_ADAPTER).detach()
+        for name, module in network.named_modules()
+        if isinstance(module, LoraLayer) and _ADAPTER in module.lora_A
+    }
+
+
 def merged_state(network: nn.Module) -> Dict[str, torch.Tensor]:
     """The state dict of the plain network with every adapter added to its weight; the network itself is not changed."""
     state = {
@@ -79,7 +88,6 @@ def merged_state(network: nn.Module) -> Dict[str, torch.Tensor]:
         for name, value in network.state_dict().items()
         if '.lora_' not in name
     }
-    for name, module in network.named_modules():
-        if isinstance(module, LoraLayer):
-            state[f'{name}.weight'] += module.get_delta_weight(_ADAPTER).detach()
+    for name, delta in weight_deltas(network).items():
+        state[name] += delta
     return state

@@ -55,6 +55,8 @@ class TinyDiffusion(nn.Module):
     """
 
     prediction: Prediction = 'eps'
+    guidance, eta = 1.0, 0.0
+    stride = 1
 
     def __init__(
         self,
@@ -205,7 +207,7 @@ class TinyDiffusion(nn.Module):
         return (self.predict(x_t, t, cond) - noise).square().flatten(1).mean(1)
 
     def trainable(
-        self, choice: Union[str, Sequence[str]] = 'all', rank: int = 8, alpha: float = 16.0
+        self, choice: Union[str, Sequence[str]] = 'all', rank: int = 8, alpha: float = 16.0, reference: bool = True
     ) -> Dict[str, nn.Parameter]:
         """Choose what is trained; present values become the reference policy, so `load` the starting weights first.
 
@@ -214,6 +216,7 @@ class TinyDiffusion(nn.Module):
                 ['unet.up_blocks.*'].
             rank: of the LoRA.
             alpha: of the LoRA; its output is scaled by alpha / rank.
+            reference: keep what `reference` needs.
 
         Returns:
             {name in the network: parameter}, the only ones with requires_grad.
@@ -222,7 +225,7 @@ class TinyDiffusion(nn.Module):
             ValueError: an unknown choice, a pattern that fits no parameter, or another rank or alpha than the LoRA
                 already there.
         """
-        return self.part.choose(choice, rank, alpha)
+        return self.part.choose(choice, rank, alpha, reference)
 
     def reference(self) -> ContextManager[None]:
         """Inside, `predict` is the starting policy.

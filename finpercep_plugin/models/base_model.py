@@ -104,7 +104,7 @@ class FinPercepModel(BaseModel):
         """
         optimizer = self.optimizers[0]
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == 'bf16'):
+        with self.autocast():
             total, terms = self.losses(current_iter)
         if total.requires_grad and torch.isfinite(total):
             total.backward()
@@ -123,6 +123,15 @@ class FinPercepModel(BaseModel):
         else:
             self._bad_step(current_iter, total.detach())
         self.log_dict['bad_steps'] = torch.tensor(float(self.bad_steps), device=self.device)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether forward passes run in bfloat16, by `train.precision`."""
+        return (self.opt.get('train') or {}).get('precision', 'fp32') == 'bf16'
+
+    def autocast(self) -> torch.autocast:
+        """The precision of every forward pass, in training and validation."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _sync_gradients(self, total: Tensor) -> bool:
         """Average the trained gradients over ranks, in one flattened all-reduce; False if anything anywhere is not finite."""
@@ -164,6 +173,9 @@ class FinPercepModel(BaseModel):
             values /= self.opt['world_size']
         return OrderedDict(zip(self.log_dict, values.tolist()))
 
+    def prepare_dry_run(self) -> None:
+        """Skip what a single step would do first and a training run does once."""
+
     # ---------------------------------------------------------------- checkpoints
 
     def save(self, epoch: int, current_iter: int) -> None:
@@ -179,8 +191,9 @@ class FinPercepModel(BaseModel):
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
         """Everything to continue bit-exactly; plain tensors and numbers, so `weights_only=True` opens it."""
-        buffers = dict(self.net_g.named_buffers())
-        state = self.net_g.state_dict()
+        buffers, state = {}, self.net_g.state_dict()
+        if not getattr(self.net_g, 'buffers_are_constant', False):
+            buffers = dict(self.net_g.named_buffers())
         return {
             'epoch': epoch,
             'iter': current_iter,

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from finpercep_plugin.config import arguments, build, check_file, collect, parse
+from finpercep_plugin.generators.released import is_hub_id
 from finpercep_plugin.images import write_png
 from finpercep_plugin.models.base_model import FinPercepModel
 from finpercep_plugin.models.options import ValOptions
 from finpercep_plugin.models.panels import map_picture, picture
+from finpercep_plugin.models.precision import cast_frozen
 from finpercep_plugin.registry import GENERATORS, REWARDS
-from finpercep_plugin.rng import keyed_randn
-from finpercep_plugin.rollout import super_resolve
+from finpercep_plugin.rollout import sample_images
 from finpercep_plugin.visual import grid
 
 __all__ = [
@@ -66,12 +67,14 @@ class GeneratorValOptions(ValOptions):
     Attributes:
         metrics: BasicSR metrics on (sr, gt): `{psnr: {type: calculate_psnr, crop_border: 4, test_y_channel: true}}`.
         rewards: held-out rewards, `{name: {type: ...}}`; measured, never optimised.
-        guidance: classifier-free guidance in sampling; 1 for none.
+        guidance: classifier-free guidance in sampling; 1 for none; null for the generator's own.
+        steps: of the sampler; null for the generator's own.
     """
 
     metrics: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     rewards: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    guidance: float = 1.0
+    guidance: float | None = None
+    steps: int | None = None
 
 
 def _split(section: Mapping[str, Any]) -> tuple[GeneratorSection, dict[str, Any]]:
@@ -109,9 +112,8 @@ def check_generator(section: Any, need_weights: bool) -> list[str]:
         problems = collect(lambda: kind.check(rest, '$.generator'))
     if need_weights and not own.files:
         problems.append('$.generator.weights: missing; fine-tuning starts from a trained generator')
-    return problems + collect(
-        *(lambda f=f: check_file(f, '$.generator.weights', 'generator weights') for f in own.files)
-    )
+    files = [f for f in own.files if not is_hub_id(f)]
+    return problems + collect(*(lambda f=f: check_file(f, '$.generator.weights', 'generator weights') for f in files))
 
 
 def check_val(section: Any) -> list[str]:
@@ -137,7 +139,13 @@ def check_reward(section: Any, path: str) -> list[str]:
 
 
 class GeneratorModel(FinPercepModel):
-    """Base of models whose `net_g` is a generator."""
+    """Base of models whose `net_g` is a generator.
+
+    Attributes:
+        needs_reference: whether the starting policy is kept beside the trained one.
+    """
+
+    needs_reference = False
 
     def build_net(self, opt: dict[str, Any]) -> None:
         """Sets `net_g`, with the parameters that `generator.train` names marked as trained, and the held-out rewards."""
@@ -146,8 +154,10 @@ class GeneratorModel(FinPercepModel):
         own, _ = _split(opt['generator'])
         self.net_g = build_generator(opt['generator']).to(self.device)
         if self.is_train:
-            self.net_g.trainable(own.train, rank=own.lora_rank, alpha=own.lora_alpha)
+            self.net_g.trainable(own.train, rank=own.lora_rank, alpha=own.lora_alpha, reference=self.needs_reference)
             self.net_g.to(self.device)
+        if self.bf16:
+            cast_frozen(self.net_g)
         self.val_options = parse(GeneratorValOptions, opt.get('val'), '$.val')
         self.heldout = {
             name: build(REWARDS, section, f'$.val.rewards.{name}').to(self.device)
@@ -168,11 +178,11 @@ class GeneratorModel(FinPercepModel):
         """sr (B, 3, H, W) of lq (B, 3, h, w); the noise of row i is keyed on (seed, purpose, samples[i]).
 
         Args:
-            sampler: `steps`, `guidance`; validation's guidance unless given.
+            sampler: `steps`, `guidance`, `eta`; validation's unless given.
         """
-        cond = self.net_g.condition(lq)
-        noise = keyed_randn(self.net_g.latent_shape(cond), samples, self.seed, purpose, device=self.device)
-        return super_resolve(self.net_g, lq, noise, **{'guidance': self.val_options.guidance, **sampler})
+        options = {'guidance': self.val_options.guidance, 'steps': self.val_options.steps, **sampler}
+        with self.autocast():
+            return sample_images(self.net_g, lq, samples, self.seed, purpose, **options)
 
     def panel_map(self, sr: Tensor, lq: Tensor, gt: Tensor | None) -> Tensor | None:
         """A degradation map (B, 1, H, W) to show beside sr, if the model has one."""
@@ -223,7 +233,8 @@ class GeneratorModel(FinPercepModel):
         batched_gt = None if gt is None else gt[None].to(self.device)
         for key, reward in self.heldout.items():
             if gt is not None or 'gt' not in reward.needs:
-                values[key] = float(reward(sr, lq=lq, gt=batched_gt).score[0])
+                with self.autocast():
+                    values[key] = float(reward(sr, lq=lq, gt=batched_gt).score[0])
         return values
 
     def _panel_row(self, lq: Tensor, sr: Tensor, gt: Tensor | None) -> list[np.ndarray]:

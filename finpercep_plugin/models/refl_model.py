@@ -22,6 +22,7 @@ from finpercep_plugin.models.generator_model import (
     check_val,
 )
 from finpercep_plugin.models.options import TrainOptions
+from finpercep_plugin.models.precision import cast_frozen
 from finpercep_plugin.registry import ALGORITHMS, MODELS, REWARDS
 from finpercep_plugin.rewards.finpercep_reward import FinPercepReward, check_files
 from finpercep_plugin.rewards.normalised import NormalisedReward
@@ -110,6 +111,8 @@ class FinPercepReFLModel(GeneratorModel):
             self.algorithm.window(self.net_g)
             self.schedule, self.reward = self._staged_reward(opt['reward'], settings)
             self.reward.to(self.device)
+            if self.bf16 and isinstance(self.reward, torch.nn.Module):
+                cast_frozen(self.reward)
             self.init_training(settings, {'generator': [p for p in self.net_g.parameters() if p.requires_grad]})
 
     @staticmethod
@@ -157,13 +160,20 @@ class FinPercepReFLModel(GeneratorModel):
             part = mine[start : start + batch]
             items = [dataset[i] for i in part]
             lq, gt = (torch.stack([item[k] for item in items]).to(self.device) for k in ('lq', 'gt'))
-            sampler = {'guidance': self.algorithm.guidance, 'steps': self.algorithm.steps}
+            sampler = {name: getattr(self.algorithm, name) for name in ('guidance', 'steps', 'eta')}
             sr = self.super_resolve(lq, part, 'calibration', **sampler)
             for row, stage in enumerate(stages):
-                raw[row, part] = self.reward.raw(sr, stage, lq=lq, gt=gt).score.double().cpu()
+                with self.autocast():
+                    raw[row, part] = self.reward.raw(sr, stage, lq=lq, gt=gt).score.double().cpu()
         raw = self.reduce_sum(raw)
         for row, stage in enumerate(stages):
             self.schedule.statistics.measure(stage, raw[row])
+
+    def prepare_dry_run(self) -> None:
+        """No calibration, and no rollout before the step with gradient."""
+        for stage in self.schedule.used_stages():
+            self.schedule.statistics.set(stage, 0.0, 1.0)
+        self.algorithm.k_start = self.algorithm.k_end = 0
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
         return {**super().training_state(epoch, current_iter), 'ccl': self.schedule.state_dict()}
@@ -177,15 +187,22 @@ class FinPercepReFLModel(GeneratorModel):
         if self.reward is None or gt is None:
             return None
         last = self.schedule.used_stages()[-1]
-        return self.reward.raw(sr, last, lq=lq, gt=gt[None].to(self.device)).maps.get('map')
+        with self.autocast():
+            return self.reward.raw(sr, last, lq=lq, gt=gt[None].to(self.device)).maps.get('map')
 
     def export(self, path: Path) -> None:
         """The fine-tuned tensors alone, to be laid over `generator.weights`."""
         self.net_g.save(path, layout='trained')
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """As every model; at the end also the whole generator, ready to use by itself."""
+        """As every model; at the end also the whole generator, ready to use by itself.
+
+        One that came from a released checkpoint is written in that layout too, for its own project.
+        """
         super().save(epoch, current_iter)
         if current_iter == -1 and self.opt['rank'] == 0:
+            folder, released = Path(self.opt['path']['models']), getattr(self.net_g, 'released', None)
             with self.ema_weights():
-                self.net_g.save(f'{self.opt["path"]["models"]}/generator_latest.pth', layout='own')
+                self.net_g.save(folder / 'generator_latest.pth', layout='own')
+                if released is not None:
+                    self.net_g.save(folder / f'original_latest{released.path.suffix}', layout='original')

@@ -9,8 +9,8 @@ import numpy as np
 
 from finpercep_plugin.config import build
 from finpercep_plugin.data.producers.torch_tools import single_thread, to_tensor, to_uint8
+from finpercep_plugin.generators.released import is_hub_id
 from finpercep_plugin.registry import GENERATORS, PRODUCERS
-from finpercep_plugin.rng import keyed_randn
 
 __all__ = ['GeneratorProducer']
 
@@ -21,9 +21,9 @@ class GeneratorProducer:
 
     Args:
         generator: its section: `type` and constructor options; with `type` alone, the options stored in the file count.
-        weights: the file that `generator.load` takes.
+        weights: the file, folder or hub id that `generator.load` takes.
         steps: number of sampling steps; null for the generator's own.
-        guidance: classifier-free guidance; 1 is none.
+        guidance: classifier-free guidance; 1 is none; null for the generator's own.
         device: 'cpu' or 'cuda'.
 
     Raises:
@@ -37,14 +37,14 @@ class GeneratorProducer:
     def __init__(
         self,
         generator: dict[str, Any],
-        weights: Path,
+        weights: str | Path,
         steps: int | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         device: str = 'cpu',
     ):
-        if not Path(weights).is_file():
+        if not Path(weights).exists() and not is_hub_id(weights):
             raise FileNotFoundError(f'weights: no such file: {weights}')
-        self.generator = _load(generator, Path(weights))
+        self.generator = _load(generator, weights)
         self.generator.eval().requires_grad_(False).to(device)
         self.steps, self.guidance, self.device = steps, guidance, device
         self.record = {
@@ -56,18 +56,17 @@ class GeneratorProducer:
 
     def __call__(self, lq: np.ndarray, scale: int, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
         """lq (h, w, 3) uint8 -> sr (h * scale, w * scale, 3) uint8; the record holds the key of the noise."""
-        from finpercep_plugin.rollout import super_resolve
+        from finpercep_plugin.rollout import sample_images
 
         key = int(rng.integers(2**62))
         with single_thread():
             image = to_tensor(lq, self.device)
-            shape = self.generator.latent_shape(self.generator.condition(image))
-            noise = keyed_randn(shape, [0], key, 'producer', device=self.device)
-            sr = to_uint8(super_resolve(self.generator, image, noise, steps=self.steps, guidance=self.guidance))
+            sampler = {'steps': self.steps, 'guidance': self.guidance}
+            sr = to_uint8(sample_images(self.generator, image, [0], key, 'producer', **sampler))
         return sr, {**self.record, 'noise_key': key}
 
 
-def _load(section: dict[str, Any], weights: Path) -> Any:
+def _load(section: dict[str, Any], weights: str | Path) -> Any:
     kind = section.get('type')
     if set(section) == {'type'} and kind in GENERATORS.names() and hasattr(GENERATORS.get(kind), 'from_file'):
         return GENERATORS.get(kind).from_file(weights)
