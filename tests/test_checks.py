@@ -259,7 +259,8 @@ SHIPPED = [
 @pytest.mark.parametrize('file', SHIPPED, ids=lambda f: f.stem)
 def test_shipped_files_lack_nothing_but_data_and_weights(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = {'is_train': True, 'auto_resume': False, **check_yaml(str(file))}
+    raw = check_yaml(str(file))
+    options = {'is_train': 'train' in raw['datasets'], 'auto_resume': False, **raw}
     for phase, section in options['datasets'].items():
         section['phase'] = phase.split('_')[0]
     try:

@@ -229,8 +229,8 @@ def _choose(meta: dict[str, Any], options: FGROptions) -> list[str]:
     names = [name for name, _ in meta['photos']]
     indices = range(meta['count'])
     if options.photos != 'all':
-        bad = {name for name, _ in meta['skipped']}
-        validation = split_photos([n for n in names if n not in bad], options.val_fraction, options.val_photos)
+        used = {names[meta['photo_of'][i]] for i in indices}
+        validation = split_photos([n for n in names if n in used], options.val_fraction, options.val_photos)
         indices = [i for i in indices if (names[meta['photo_of'][i]] in validation) == (options.photos == 'val')]
     keys = [sample_key(i) for i in indices][: options.limit]
     if not keys:

@@ -158,7 +158,8 @@ def _save_original(generator: Any, path: Path) -> None:
     if path.exists() and path.resolve() == Path(released.path).resolve():
         raise ValueError(f'{path} is the checkpoint that was loaded; give another place')
     released = generator.read_released(released.path)
-    rewrite(released, original_tensors(generator.network, released.state), path)
+    tensors = original_tensors(generator.network, released.state)
+    rewrite(released, {name: value for name, value in tensors.items() if name in released.source}, path)
 
 
 def _exact(generator: Any, state: Mapping[str, torch.Tensor]) -> Dict[str, torch.Tensor]:

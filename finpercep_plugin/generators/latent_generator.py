@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from finpercep_plugin.config import ConfigError
+from finpercep_plugin.config import ConfigError, check_file, collect
 from finpercep_plugin.diffusion.prediction import Prediction, add_noise, target
 from finpercep_plugin.diffusion.schedule import Schedule, Spacing, respaced_timesteps
 from finpercep_plugin.generators import latent_files
@@ -132,11 +132,9 @@ class LatentGenerator(nn.Module):
         Raises:
             ConfigError: those that are not there.
         """
-        problems = []
-        for key in cls.files:
-            value = options.get(key)
-            if isinstance(value, str) and not Path(value).expanduser().exists() and not is_hub_id(value):
-                problems.append(f'{path}.{key}: no file or folder {Path(value).expanduser().absolute()}')
+        named = {key: options[key] for key in cls.files if isinstance(options.get(key), str)}
+        local = {key: value for key, value in named.items() if not is_hub_id(value)}
+        problems = collect(*(lambda k=k, v=v: check_file(v, f'{path}.{k}', 'file or folder') for k, v in local.items()))
         if problems:
             raise ConfigError(problems)
 

@@ -256,6 +256,10 @@ def _write_safetensors(data: Mapping[str, torch.Tensor], origin: Path, target: P
 
 
 def _copy_plain(origin: Path, target: Path) -> None:
-    for file in origin.glob('*.json'):
-        if file.resolve() != (target / file.name).resolve():
+    """The JSON files beside the weights, and shards that hold nothing of ours."""
+    plain = list(origin.glob('*.json'))
+    for index in origin.glob('*.index.json'):
+        plain += [origin / name for name in set(read_json(index, 'released checkpoint')['weight_map'].values())]
+    for file in plain:
+        if not (target / file.name).exists():
             shutil.copyfile(file, target / file.name)

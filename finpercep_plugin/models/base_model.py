@@ -20,6 +20,9 @@ from finpercep_plugin.models.options import TrainOptions
 
 __all__ = ['FinPercepModel', 'cosine_rate']
 
+BUCKET = 2**26
+"""Gradient elements that ranks exchange at once: 256 MiB."""
+
 
 def cosine_rate(step: int, total: int, floor: float = 0.0) -> float:
     """Factor of the learning rate at `step` (from 1) of `total`: half a cosine from 1 to `floor`.
@@ -68,7 +71,10 @@ class FinPercepModel(BaseModel):
             for rate in [(rates or {}).get(name, optim.lr)]
         ]
         kind = getattr(torch.optim, optim.type)
-        self.optimizers = [kind([g for g in groups if g['params']], weight_decay=optim.weight_decay, betas=optim.betas)]
+        # Without `fused` the step on a GPU makes temporaries of the size of all trained parameters.
+        options = {'fused': True} if self.device.type == 'cuda' else {}
+        groups = [g for g in groups if g['params']]
+        self.optimizers = [kind(groups, weight_decay=optim.weight_decay, betas=optim.betas, **options)]
         self._broadcast()
         self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if settings.ema_decay else {}
 
@@ -134,19 +140,22 @@ class FinPercepModel(BaseModel):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _sync_gradients(self, total: Tensor) -> bool:
-        """Average the trained gradients over ranks, in one flattened all-reduce; False if anything anywhere is not finite."""
+        """Average the trained gradients over ranks; False if anything anywhere is not finite.
+
+        Ranks exchange flat pieces of `BUCKET` elements, so that the copy beside the gradients stays small.
+        """
         for p in self.trained.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        flat = torch.cat([p.grad.flatten() for p in self.trained.values()] + [total.reshape(1).to(torch.float32)])
+        pieces = _buckets([p.grad for p in self.trained.values()] + [total.reshape(1).float()], BUCKET)
         if self.opt['dist']:
-            dist.all_reduce(flat)
-            flat /= self.opt['world_size']
-            offset = 0
-            for p in self.trained.values():
-                p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
-                offset += p.numel()
-        return bool(torch.isfinite(flat.sum())) or bool(torch.isfinite(flat).all())
+            for piece in pieces:
+                flat = torch.cat([g.flatten() for g in piece])
+                dist.all_reduce(flat)
+                flat /= self.opt['world_size']
+                for g, value in zip(piece, flat.split([g.numel() for g in piece])):
+                    g.copy_(value.view_as(g))
+        return all(bool(torch.isfinite(g.sum())) or bool(torch.isfinite(g).all()) for piece in pieces for g in piece)
 
     def _bad_step(self, current_iter: int, total: Tensor) -> None:
         self.bad_steps += 1
@@ -278,6 +287,19 @@ class FinPercepModel(BaseModel):
             path = Path(self.opt['path']['visualization']) / f'{dataset}_panel_{current_iter}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path)
+
+
+def _buckets(tensors: list[Tensor], size: int) -> list[list[Tensor]]:
+    """Runs of `tensors` of at most `size` elements each, or one tensor."""
+    pieces: list[list[Tensor]] = []
+    held = size
+    for tensor in tensors:
+        if held + tensor.numel() > size:
+            pieces.append([])
+            held = 0
+        pieces[-1].append(tensor)
+        held += tensor.numel()
+    return pieces
 
 
 class EmaWeights:

@@ -111,8 +111,11 @@ class FinPercepReFLModel(GeneratorModel):
             self.algorithm.window(self.net_g)
             self.schedule, self.reward = self._staged_reward(opt['reward'], settings)
             self.reward.to(self.device)
-            if self.bf16 and isinstance(self.reward, torch.nn.Module):
-                cast_frozen(self.reward)
+            if hasattr(self.reward, 'load'):  # now, so that a wrong file shows at once
+                self.reward.load(self.schedule.used_stages(), self.device)
+            if self.bf16:
+                for module in getattr(self.reward, 'encoders', ()):
+                    cast_frozen(module)
             self.init_training(settings, {'generator': [p for p in self.net_g.parameters() if p.requires_grad]})
 
     @staticmethod

@@ -227,6 +227,11 @@ class FinPercepReward(nn.Module):
         for stage in stages:
             self._model(stage, torch.device(device))
 
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """Of the files read so far; nearly all of the memory, and what bfloat16 does not hurt: heads are float32."""
+        return [model.encoder for model in self.models.values()]
+
     def _model(self, stage: int | None, device: torch.device) -> Any:
         file = self.files.get(stage, self.files.get(None))
         if file is None:
