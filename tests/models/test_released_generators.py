@@ -10,9 +10,9 @@ from PIL import Image
 
 basicsr = pytest.importorskip('basicsr')
 pytest.importorskip('diffusers')
-from finpercep_plugin.cli.tiny_checkpoints import GENERATORS, overrides, write
-from finpercep_plugin.data.fgr_builder import build
-from finpercep_plugin.data.fgr_options import BuildOptions
+from finpercep_plugin.cli.tiny_checkpoints import GENERATORS, overrides, write  # noqa: E402
+from finpercep_plugin.data.fgr_builder import build  # noqa: E402
+from finpercep_plugin.data.fgr_options import BuildOptions  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ROOT / 'finpercep_plugin/options'
@@ -40,7 +40,10 @@ def made(tmp_path_factory) -> dict:
 def words(name: str, made: dict, photos: Path) -> list[str]:
     data = [f'datasets:{phase}:dataroot={photos / "fgr"}' for phase in ('train', 'val')]
     steps = 1 if name == 'osediff' else 4
-    window = ['train:algorithm:k_start=0' if steps == 1 else 'train:algorithm:k_start=2', f'train:algorithm:k_end={steps - 1}']
+    window = [
+        'train:algorithm:k_start=0' if steps == 1 else 'train:algorithm:k_start=2',
+        f'train:algorithm:k_end={steps - 1}',
+    ]
     sampler = ['val:steps=1'] if steps == 1 else ['train:algorithm:steps=4']
     return [*overrides(made, name), *data, *SHORT, *window, *sampler]
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from finpercep_plugin.archs.ram_arch import RAM
+from finpercep_plugin.cli.tiny.sizes import TINY, Sizes
 from finpercep_plugin.generators.checkpoint import write_weights
 from finpercep_plugin.generators.ram import released_name
 
@@ -19,16 +20,17 @@ _TAGS = 'animal,beach,bird,building,cat,city,cloud,dog,flower,grass,mountain,per
 _RANK = 8
 
 
-def write_ram(folder: Union[str, Path], width: int = 512, seed: int = 0) -> Dict[str, Path]:
-    """Write `ram_swin_large_14m.pth`, `DAPE.pth`, `ram_tag_list.txt` and `ram_tag_list_threshold.txt`, below 1 MB.
+def write_ram(folder: Union[str, Path], width: int = 512, seed: int = 0, sizes: Sizes = TINY) -> Dict[str, Path]:
+    """Write `ram_swin_large_14m.pth`, `DAPE.pth`, `ram_tag_list.txt` and `ram_tag_list_threshold.txt`.
 
-    The network sees 48 x 48 pixels and gives 1 + 36 tokens. Its file also has, as the released one has, constants and
+    The tiny network sees 48 x 48 pixels and gives 1 + 36 tokens, in less than 1 MB. Its file also has, as the released one has, constants and
     parts that tagging does not read, and calls the tagging head `vision_multi`.
 
     Args:
         folder: made if it is not there.
         width: of the image tokens; SeeSR's UNet reads 512.
         seed: of the weights.
+        sizes: of the network.
 
     Returns:
         {'ram', 'dape', 'tags', 'thresholds': path}.
@@ -38,10 +40,8 @@ def write_ram(folder: Union[str, Path], width: int = 512, seed: int = 0) -> Dict
     names.update(tags='ram_tag_list.txt', thresholds='ram_tag_list_threshold.txt')
     paths = {part: folder / name for part, name in names.items()}
     rng = torch.Generator().manual_seed(seed)
-    network = RAM(
-        48, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=6, width=width,
-        hidden_size=32, intermediate_size=64, classes=len(_TAGS),
-    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # its own start values are not used
+        network = RAM(sizes.image, width=width, classes=len(_TAGS), **sizes.ram)
     state = {released_name(name): _random(name, value, rng) for name, value in network.state_dict().items()}
     model = {**state, **_constants(network), **_captioning(state)}
     write_weights({'model': {key.replace('tagging_head', 'vision_multi'): model[key] for key in model}}, paths['ram'])

@@ -4,44 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Sequence, TypeVar
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, TypeVar
 
 import torch
 from torch import nn
+
+from finpercep_plugin.cli.tiny.sizes import TINY, Sizes
 
 __all__ = ['TEXT_WIDTH', 'UNET', 'VAE', 'filled', 'sd2_base', 'write_json', 'write_part']
 
 Module = TypeVar('Module', bound=nn.Module)
 
-TEXT_WIDTH = 16
+TEXT_WIDTH = TINY.text['hidden_size']
 BASE = ('vae', 'text_encoder', 'tokenizer', 'scheduler', 'unet')
 _START, _END = '<|startoftext|>', '<|endoftext|>'
 
-VAE: Dict[str, Any] = {
-    'in_channels': 3,
-    'out_channels': 3,
-    'down_block_types': ['DownEncoderBlock2D'] * 4,
-    'up_block_types': ['UpDecoderBlock2D'] * 4,
-    'block_out_channels': [8, 8, 16, 16],
-    'layers_per_block': 1,
-    'latent_channels': 4,
-    'norm_num_groups': 4,
-    'sample_size': 64,
-    'scaling_factor': 0.18215,
-}
-UNET: Dict[str, Any] = {
-    'in_channels': 4,
-    'out_channels': 4,
-    'sample_size': 8,
-    'block_out_channels': [16, 24, 24, 24],
-    'down_block_types': ['CrossAttnDownBlock2D'] * 3 + ['DownBlock2D'],
-    'up_block_types': ['UpBlock2D'] + ['CrossAttnUpBlock2D'] * 3,
-    'layers_per_block': 1,
-    'norm_num_groups': 4,
-    'cross_attention_dim': TEXT_WIDTH,
-    'attention_head_dim': [2, 3, 3, 3],
-    'use_linear_projection': True,
-}
+UNET, VAE = TINY.unet, TINY.vae
 SCHEDULER: Dict[str, Any] = {
     'beta_end': 0.012,
     'beta_schedule': 'scaled_linear',
@@ -89,21 +67,25 @@ def write_part(
     config: Mapping[str, Any],
     state: Mapping[str, torch.Tensor],
     file: str = 'diffusion_pytorch_model.safetensors',
+    dtype: Optional[torch.dtype] = None,
 ) -> None:
-    """One network of a diffusers or transformers folder: config.json and its weights."""
+    """One network of a diffusers or transformers folder: config.json and its weights, floats in `dtype` if given."""
     from safetensors.torch import save_file
 
     write_json(config, folder / 'config.json')
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / file, {'format': 'pt'})
+    kinds = {name: dtype if dtype and value.is_floating_point() else value.dtype for name, value in state.items()}
+    tensors = {name: value.to(kinds[name]).contiguous() for name, value in state.items()}
+    save_file(tensors, folder / file, {'format': 'pt'})
 
 
-def sd2_base(folder: Path, seed: int = 0, parts: Sequence[str] = BASE) -> Path:
+def sd2_base(folder: Path, seed: int = 0, parts: Sequence[str] = BASE, sizes: Sizes = TINY) -> Path:
     """Write the folder; sides of its pictures are multiples of 8, as for the released one.
 
     Args:
         folder: receives the sub-folders `parts`.
         seed: of the weights.
         parts: of `vae`, `text_encoder`, `tokenizer`, `scheduler`, `unet`.
+        sizes: of the networks.
 
     Returns:
         folder.
@@ -112,30 +94,28 @@ def sd2_base(folder: Path, seed: int = 0, parts: Sequence[str] = BASE) -> Path:
 
     folder = Path(folder)
     if 'vae' in parts:
-        vae = filled(lambda: AutoencoderKL(**VAE), seed)
-        write_part(folder / 'vae', {'_class_name': 'AutoencoderKL', **VAE}, vae.state_dict())
+        vae = filled(lambda: AutoencoderKL(**sizes.vae), seed)
+        write_part(folder / 'vae', {'_class_name': 'AutoencoderKL', **sizes.vae}, vae.state_dict(), dtype=sizes.dtype)
     if 'text_encoder' in parts:
-        _text_encoder(folder / 'text_encoder', seed + 1)
+        _text_encoder(folder / 'text_encoder', seed + 1, sizes)
     if 'tokenizer' in parts:
         _tokenizer(folder / 'tokenizer')
     if 'scheduler' in parts:
         config = {'_class_name': 'PNDMScheduler', **SCHEDULER}
         write_json(config, folder / 'scheduler/scheduler_config.json')
     if 'unet' in parts:
-        unet = filled(lambda: UNet2DConditionModel(**UNET), seed + 2)
-        write_part(folder / 'unet', {'_class_name': 'UNet2DConditionModel', **UNET}, unet.state_dict())
+        unet = filled(lambda: UNet2DConditionModel(**sizes.unet), seed + 2)
+        config = {'_class_name': 'UNet2DConditionModel', **sizes.unet}
+        write_part(folder / 'unet', config, unet.state_dict(), dtype=sizes.dtype)
     return folder
 
 
-def _text_encoder(folder: Path, seed: int) -> None:
+def _text_encoder(folder: Path, seed: int, sizes: Sizes) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = {
         'vocab_size': len(_vocabulary()),
-        'hidden_size': TEXT_WIDTH,
-        'intermediate_size': 2 * TEXT_WIDTH,
-        'num_hidden_layers': 2,
-        'num_attention_heads': 2,
+        **sizes.text,
         'max_position_embeddings': 77,
         'hidden_act': 'gelu',
         'projection_dim': 512,
@@ -148,7 +128,7 @@ def _text_encoder(folder: Path, seed: int) -> None:
     state = {prefix + name.removeprefix(prefix): value for name, value in model.state_dict().items()}
     state['text_model.embeddings.position_ids'] = torch.arange(77)[None]
     config = {'architectures': ['CLIPTextModel'], 'model_type': 'clip_text_model', **config}
-    write_part(folder, config, state, 'model.safetensors')
+    write_part(folder, config, state, 'model.safetensors', sizes.dtype)
 
 
 def _vocabulary() -> Dict[str, int]:
