@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Kind = Literal['linear', 'scaled_linear', 'cosine']
-Spacing = Literal['leading', 'trailing', 'linspace']
+Spacing = Literal['leading', 'trailing', 'linspace', 'accumulated']
 
 
 def alphas_cumprod(
@@ -84,27 +84,34 @@ def respaced_timesteps(
         steps: how many.
         train_steps: of how many.
         spacing: as diffusers' schedulers mean it: 'leading' ends at `offset`, 'trailing' starts at train_steps - 1,
-            'linspace' does both.
+            'linspace' does both; 'accumulated' does both by adding up the distance before it rounds, which decides ties
+            otherwise (Improved DDPM's code, and with it StableSR's and DiffBIR's).
         offset: added to 'leading' (`steps_offset`; 1 for Stable Diffusion).
 
     Raises:
-        ValueError: steps is not in 1..train_steps, or an unknown spacing.
+        ValueError: steps is not in 1..train_steps (2.. for 'accumulated'), or an unknown spacing.
 
     >>> respaced_timesteps(4, 1000, 'leading', 1)
     tensor([751, 501, 251,   1])
     >>> respaced_timesteps(4)
     tensor([999, 749, 499, 249])
+    >>> respaced_timesteps(5, 1000, 'accumulated')
+    tensor([999, 749, 500, 250,   0])
     """
-    if not 1 <= steps <= train_steps:
-        raise ValueError(f'sampling steps must be 1..{train_steps}, got {steps}')
+    least = 2 if spacing == 'accumulated' else 1
+    if not least <= steps <= train_steps:
+        raise ValueError(f'sampling steps must be {least}..{train_steps}, got {steps}')
     if spacing == 'leading':
         values = np.arange(steps)[::-1] * (train_steps // steps) + offset
     elif spacing == 'trailing':
         values = np.round(train_steps - np.arange(steps) * (train_steps / steps)) - 1
     elif spacing == 'linspace':
         values = np.round(np.linspace(0, train_steps - 1, steps))[::-1]
+    elif spacing == 'accumulated':
+        distances = np.full(steps - 1, (train_steps - 1) / (steps - 1))
+        values = np.round(np.cumsum([0.0, *distances]))[::-1]
     else:
-        raise ValueError(f"spacing must be 'leading', 'trailing' or 'linspace', got {spacing!r}")
+        raise ValueError(f"spacing must be 'leading', 'trailing', 'linspace' or 'accumulated', got {spacing!r}")
     return torch.from_numpy(values.astype(np.int64))
 
 

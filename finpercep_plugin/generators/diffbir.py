@@ -4,7 +4,6 @@ Diffusion 2.1 under an IRControlNet adds details to what it left.
 
 from __future__ import annotations
 
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Mapping, Optional, Sequence, Tuple, Union
 
@@ -63,6 +62,7 @@ class DiffBIR(LatentGenerator):
         ValueError: another parameterization, zero_snr with 'eps', or steps that the schedule does not have.
     """
 
+    spacing = 'accumulated'
     released_names = ('controlnet.*',)
     spatial = {'latent': 1, 'cleaned': 8}
     files = ('base', 'cleaner')
@@ -96,23 +96,6 @@ class DiffBIR(LatentGenerator):
         self.prediction = parameterization
         self.prompt, self.negative_prompt, self.strength = prompt, negative_prompt, strength
         self.cleaner: Optional[Cleaner] = None
-
-    def timesteps(self, steps: int) -> torch.Tensor:
-        """`steps` timesteps from 999 to 0, (steps,), int64, descending.
-
-        Evenly spaced. The original adds up the distance in floating point before it rounds, which decides ties.
-
-        Raises:
-            ValueError: steps is not in 2..1000.
-
-        >>> DiffBIR('sd.ckpt', steps=4).steps
-        tensor([999, 666, 333,   0])
-        """
-        last = self.schedule.train_steps - 1
-        if not 2 <= steps <= last + 1:
-            raise ValueError(f'sampling steps must be 2..{last + 1}, got {steps}')
-        distances = [last / (steps - 1)] * (steps - 1)
-        return torch.tensor([round(value) for value in accumulate(distances, initial=0.0)][::-1])
 
     def read_released(self, path: Union[str, Path]) -> Released:
         """The IRControlNet's file and, from `base`, the UNet; both checked against the networks they are for.
