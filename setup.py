@@ -26,7 +26,15 @@ class BuildWithStartup(build_py):
 
 
 BASICSR = ['basicsr>=1.3.5', 'tensorboard']
-GENERATORS = ['diffusers>=0.25', 'peft>=0.7', 'transformers>=4.35']
+GENERATORS = [
+    'diffusers>=0.25',
+    'peft>=0.7',
+    'transformers>=4.35',
+    'safetensors',
+    'huggingface_hub',
+    'timm>=0.9.16',
+    'spandrel',
+]
 
 setup(
     name='finpercep_plugin',
@@ -62,8 +70,11 @@ setup(
             'finpercep-train = finpercep_plugin.cli.train:main',
             'finpercep-test = finpercep_plugin.cli.test:main',
             'finpercep-score = finpercep_plugin.cli.score:main',
+            'finpercep-super-resolve = finpercep_plugin.cli.super_resolve:main',
+            'finpercep-export = finpercep_plugin.cli.export_generator:main',
             'finpercep-build-fgr = finpercep_plugin.cli.build_fgr:main',
             'finpercep-quickstart = finpercep_plugin.cli.quickstart:main',
+            'finpercep-tiny-checkpoints = finpercep_plugin.cli.tiny_checkpoints:main',
             'finpercep-options = finpercep_plugin.cli.options:main',
         ]
     },
