@@ -13,6 +13,7 @@ from typing import Any, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from finpercep_plugin import __version__
@@ -96,7 +97,12 @@ def plan(
 
 
 def run_folder(
-    out: Path, section: Mapping[str, Any], seed: int, precision: str, prompt: Optional[str] = None
+    out: Path,
+    section: Mapping[str, Any],
+    seed: int,
+    precision: str,
+    prompt: Optional[str] = None,
+    min_side: int = 0,
 ) -> RunFolder:
     """The folder of results, with what they depend on as its settings.
 
@@ -111,6 +117,7 @@ def run_folder(
         'seed': seed,
         'precision': precision,
         'prompt': prompt,
+        'min_side': min_side,
     }
     return RunFolder(out, settings, {'tool': 'finpercep-super-resolve', 'version': __version__, 'files': files})
 
@@ -146,6 +153,8 @@ class Upscaler:
         seed: of the noise.
         precision: 'fp32', or 'bf16' for frozen weights and autocast in bfloat16.
         max_pixels: a larger input is not tried; None for no limit.
+        min_side: an input whose shorter side is below is enlarged to it first, and its result reduced to the size that it
+            should have: generators are out of their depth far below the size they were trained at. 0 for never.
     """
 
     def __init__(
@@ -157,7 +166,9 @@ class Upscaler:
         seed: int = 0,
         precision: str = 'fp32',
         max_pixels: Optional[int] = None,
+        min_side: int = 0,
     ):
+        self.min_side = min_side
         self.bf16 = precision == 'bf16'
         if self.bf16:
             cast_frozen(generator.requires_grad_(False))
@@ -236,7 +247,8 @@ class Upscaler:
         # TF32 convolutions would make fp32 results differ between a GPU and the CPU.
         flags = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
         with flags, torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            sr = sample_images(generator, lq, names, self.seed, PURPOSE)
+            sr = sample_images(generator, enlarged(lq, self.min_side), names, self.seed, PURPOSE)
+        sr = resized(sr, [side * generator.scale for side in lq.shape[-2:]])
         finite = torch.isfinite(sr).flatten(1).all(1).tolist()
         return [picture(image) if good else None for image, good in zip(sr, finite)]
 
@@ -248,6 +260,24 @@ class Upscaler:
         except (OSError, MemoryError) as error:
             return Result(job, f'cannot be written: {error}')
         return Result(job)
+
+
+def enlarged(image: torch.Tensor, min_side: int) -> torch.Tensor:
+    """(B, 3, h, w) with its shorter side brought up to `min_side`, bicubic; as it is where it is that long.
+
+    >>> enlarged(torch.rand(1, 3, 10, 20), 16).shape
+    torch.Size([1, 3, 16, 32])
+    """
+    height, width = image.shape[-2:]
+    factor = max(1.0, min_side / min(height, width))
+    return resized(image, [round(height * factor), round(width * factor)])
+
+
+def resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(B, 3, H, W), [0, 1], at another size, bicubic with antialiasing; itself at its own."""
+    if list(image.shape[-2:]) == list(size):
+        return image
+    return F.interpolate(image, list(size), mode='bicubic', antialias=True).clamp(0, 1)
 
 
 class _Prompted:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
 from finpercep_plugin import generator_section
+from finpercep_plugin.registry import GENERATORS
 
 if TYPE_CHECKING:
     from finpercep_plugin.ranks import Ranks
@@ -59,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N (default: %(default)s)')
     parser.add_argument('--limit', type=_positive, metavar='N', help='only the first N images')
     parser.add_argument('--max-pixels', type=_positive, metavar='N', help='skip images of more pixels than that')
+    parser.add_argument(
+        '--min-side',
+        type=_natural,
+        metavar='N',
+        help='enlarge inputs with a shorter side below N first, and reduce the result; 0 for never '
+        "(default: the generator's: 128 for released ones, as their own scripts do)",
+    )
     parser.add_argument('--overwrite', action='store_true', help='make all images again, whatever OUT holds')
     parser.add_argument('--quiet', action='store_true', help='no progress bar, no summary')
     return parser
@@ -90,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         section = {name: getattr(args, name) for name in _OPTIONS}
         section = generator_section.read_section(args.opt, args.set, args.weights, **section)
         generator_section.check(section)
+        if args.min_side is None:
+            args.min_side = getattr(GENERATORS.get(section['type']), 'min_side', 0)
         jobs, folder = _prepare(args, section)
         mine = ranks.share(jobs)
         todo = pending(mine, folder, args.overwrite)
@@ -119,7 +129,7 @@ def _prepare(args: argparse.Namespace, section: dict[str, Any]) -> tuple[list[Jo
         raise ValueError(f'no images in {", ".join(args.inputs)}')
     prompts = read_prompts(args.prompts) if args.prompts else None
     jobs = plan(paths, common_root(args.inputs), args.out, args.prompt, prompts)[: args.limit]
-    folder = run_folder(args.out, section, args.seed, args.precision, args.prompt)
+    folder = run_folder(args.out, section, args.seed, args.precision, args.prompt, args.min_side)
     if not args.overwrite:
         try:
             folder.check([args.out / job.name for job in jobs])
@@ -132,7 +142,8 @@ def _upscaler(args: argparse.Namespace, section: dict[str, Any], folder: RunFold
     from finpercep_plugin.upscaling import Upscaler
 
     generator = generator_section.load(section)
-    return Upscaler(generator, folder, device, args.batch, args.seed, args.precision, args.max_pixels)
+    sizes = {'max_pixels': args.max_pixels, 'min_side': args.min_side}
+    return Upscaler(generator, folder, device, args.batch, args.seed, args.precision, **sizes)
 
 
 def _make(

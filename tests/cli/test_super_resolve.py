@@ -400,3 +400,18 @@ def test_torchrun_reports_totals_and_ends_no_rank_early(photos, options, tmp_pat
     assert result.returncode == 1
     assert f'3 of 6 images are in {tmp_path / "sr"}: 3 made now, 0 before' in result.stdout, result.stderr[-3000:]
     assert list(files(tmp_path / 'sr')) == ['a.png', 'c.png', 'sub/e.png']
+
+
+def test_small_inputs_are_enlarged_first(run, photos, weights, tmp_path):
+    """16 x 12 at least 24: 32 x 24 is sampled, and the result is brought to 2 x 16 by 2 x 12."""
+    assert run('--seed', 7, '--min-side', 24) == 0
+    generator = TinyDiffusion(**OPTIONS, temperature=1.0)
+    generator.load(weights[0])
+    lq = torch.from_numpy(read_image(photos / 'a.png')).permute(2, 0, 1)[None].float().div(255)
+    large = torch.nn.functional.interpolate(lq, [32, 24], mode='bicubic', antialias=True).clamp(0, 1)
+    sr = sample_images(generator.eval(), large, [key_seed('a.png')], 7, upscaling.PURPOSE)
+    assert sr.shape[-2:] == (64, 48)
+    expected = torch.nn.functional.interpolate(sr, [32, 24], mode='bicubic', antialias=True).clamp(0, 1)
+    difference = read_image(tmp_path / 'sr/a.png').astype(int) - picture(expected[0]).astype(int)
+    assert np.abs(difference).max() <= 1
+    assert read_image(tmp_path / 'sr/wide.png').shape == (32, 48, 3)
