@@ -1,21 +1,56 @@
-"""The `generator:` section of a YAML file for tools that use a generator: overridden, checked, loaded."""
+"""The `generator:` section of a YAML file: its schema, checked, built; and for tools, changed by a command line."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import inspect
-from typing import TYPE_CHECKING, Any, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Mapping, Optional, Sequence
 
 import yaml
 
-from finpercep_plugin.config import ConfigError, arguments, check_file
+from finpercep_plugin.config import ConfigError, arguments, build, check_file, collect, parse
+from finpercep_plugin.generators.released import is_hub_id
 from finpercep_plugin.registry import GENERATORS
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ['add_arguments', 'check', 'load', 'meaning', 'read_section', 'weight_files']
+__all__ = [
+    'GeneratorSection',
+    'add_arguments',
+    'build_generator',
+    'check',
+    'check_generator',
+    'load',
+    'meaning',
+    'read_section',
+    'split_section',
+    'weight_files',
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorSection:
+    """`generator:` keys that are not the generator's own constructor arguments.
+
+    Attributes:
+        type: registered name.
+        weights: file(s) to start from; later ones lay fine-tuned tensors over the first.
+        train: what trains: 'released' (what the generator's authors fine-tune), 'all', 'lora', or patterns of parameter names.
+        lora_rank, lora_alpha: of 'lora'.
+    """
+
+    type: str
+    weights: str | list[str] | None = None
+    train: Literal['released', 'all', 'lora'] | list[str] = 'released'
+    lora_rank: int = 8
+    lora_alpha: float = 8.0
+
+    @property
+    def files(self) -> list[str]:
+        return [self.weights] if isinstance(self.weights, str) else list(self.weights or [])
+
 
 _NO_EFFECT = ('cache', 'checkpointing')  # options that change what a sample costs, and nothing else
 
@@ -93,14 +128,44 @@ def _put(section: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     section[last] = value
 
 
-def _model() -> Any:
-    """The module that reads the section for the models; it needs BasicSR."""
-    from finpercep_plugin.integrations.basicsr import require
+def split_section(section: Mapping[str, Any]) -> tuple[GeneratorSection, dict[str, Any]]:
+    """The section's own keys, and those of the generator's constructor."""
+    names = {f.name for f in dataclasses.fields(GeneratorSection)}
+    own = parse(GeneratorSection, {k: v for k, v in section.items() if k in names}, '$.generator')
+    return own, {k: v for k, v in section.items() if k not in names}
 
-    require()
-    from finpercep_plugin.models import generator_model
 
-    return generator_model
+def build_generator(section: Mapping[str, Any]) -> nn.Module:
+    """The generator of a `generator:` section, with its weights loaded.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: the section, or a file of it, is wrong.
+    """
+    own, rest = split_section(section)
+    generator = build(GENERATORS, {'type': own.type, **rest}, '$.generator')
+    for file in own.files:
+        generator.load(file)
+    return generator
+
+
+def check_generator(section: Any, need_weights: bool) -> list[str]:
+    """What is wrong with a `generator:` section, files included."""
+    if not isinstance(section, Mapping):
+        return [f'$.generator: expected a section with `type: <generator>`, got {section!r}']
+    problems = collect(lambda: split_section(section))
+    if problems:
+        return problems
+    own, rest = split_section(section)
+    if own.type not in GENERATORS.names():
+        return collect(lambda: build(GENERATORS, {'type': own.type}, '$.generator'))
+    kind = GENERATORS.get(own.type)
+    problems = collect(lambda: arguments(kind, rest, '$.generator'))
+    if not problems and hasattr(kind, 'check'):
+        problems = collect(lambda: kind.check(rest, '$.generator'))
+    if need_weights and not own.files:
+        problems.append('$.generator.weights: missing; fine-tuning starts from a trained generator')
+    files = [f for f in own.files if not is_hub_id(f)]
+    return problems + collect(*(lambda f=f: check_file(f, '$.generator.weights', 'generator weights') for f in files))
 
 
 def weight_files(section: Mapping[str, Any]) -> list[str]:
@@ -114,9 +179,8 @@ def check(section: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: all that is wrong.
-        ImportError: a package that the generator needs is missing.
     """
-    problems = list(_model().check_generator(section, need_weights=False))
+    problems = check_generator(section, need_weights=False)
     if not problems and not weight_files(section):
         problems = ['$.generator.weights: missing; give --weights, or set it in the file']
     if problems:
@@ -129,7 +193,7 @@ def load(section: Mapping[str, Any]) -> nn.Module:
     Raises:
         ConfigError, FileNotFoundError, ValueError: a file is wrong.
     """
-    return _model().build_generator(section).requires_grad_(False).eval()
+    return build_generator(section).requires_grad_(False).eval()
 
 
 def meaning(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +202,7 @@ def meaning(section: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         section: one that `check` found nothing wrong with.
     """
-    own = {field.name for field in dataclasses.fields(_model().GeneratorSection)}
+    own = {field.name for field in dataclasses.fields(GeneratorSection)}
     kind = GENERATORS.get(section['type'])
     given = arguments(kind, {key: value for key, value in section.items() if key not in own}, '$.generator')
     defaults = {

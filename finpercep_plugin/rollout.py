@@ -169,7 +169,7 @@ def sample_images(
         purpose: of the noise.
         sampler: `steps`, `guidance`, `eta` of `super_resolve`.
     """
-    with torch.no_grad():
+    with _no_gradient():
         cond = generator.condition(lq)
     shape, device = generator.latent_shape(cond), lq.device
 

@@ -6,7 +6,7 @@ Formulas: METHOD.md §5; FinPercep-RM supplement Eq. 1-2; ImageReward (Xu et al.
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 
@@ -146,7 +146,7 @@ class ReFL:
         """
         first, last = self.window(generator)
         k = int(keyed_numpy(seed, iteration, 'refl k').integers(first, last + 1))
-        region = self._region(generator, cond, seed, iteration)
+        region = self.region(generator, cond.lq_up.shape[-2:], seed, iteration)
         sr = self._sample(generator, cond, k, region, seed, iteration, samples)
         lq_region = None if region is None else tuple(side // generator.scale for side in region)
         lq, gt_part = crop(cond.lq, lq_region), crop(gt, region)
@@ -159,14 +159,19 @@ class ReFL:
             diagnostics |= {f'reward_{name}': value.mean(), f'reward_{name}_std': value.std(unbiased=False)}
         return loss, diagnostics
 
-    def _region(self, generator: Any, cond: Condition, seed: int, iteration: int) -> Optional[Region]:
-        """The part of sr that this iteration decodes, on the grids of latents and of lq; None for all of it."""
-        height, width = cond.lq_up.shape[-2:]
-        if self.decode_size is None or self.decode_size >= max(height, width):
+    def region(self, generator: Any, size: Sequence[int], *key: Union[int, str]) -> Optional[Region]:
+        """The part of sr that is decoded and rewarded, at a place drawn from `key`; None for all of it.
+
+        Args:
+            generator: in training; the part lies on the grids of its latents and of lq.
+            size: height and width of sr.
+            key: what the draw is for: (seed, iteration).
+        """
+        if self.decode_size is None or self.decode_size >= max(size):
             return None
-        grid, rng = math.lcm(generator.stride, generator.scale), keyed_numpy(seed, iteration, 'refl region')
-        sides = [min(self.decode_size, length) for length in (height, width)]
-        top, left = (grid * int(rng.integers((n - side) // grid + 1)) for n, side in zip((height, width), sides))
+        grid, rng = math.lcm(generator.stride, generator.scale), keyed_numpy(*key, 'refl region')
+        sides = [min(self.decode_size, length) for length in size]
+        top, left = (grid * int(rng.integers((n - side) // grid + 1)) for n, side in zip(size, sides))
         return top, left, *sides
 
     def _sample(

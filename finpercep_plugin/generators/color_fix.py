@@ -5,12 +5,12 @@ Both as StableSR (Wang et al. 2024, §3.4) uses them, and with it SeeSR, OSEDiff
 
 from __future__ import annotations
 
-from typing import Literal, Tuple
+from typing import Literal, Tuple, get_args
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ['ColorFix', 'adain', 'color_fix', 'wavelet_decomposition', 'wavelet_reconstruction']
+__all__ = ['ColorFix', 'adain', 'check_kind', 'color_fix', 'wavelet_decomposition', 'wavelet_reconstruction']
 
 ColorFix = Literal['adain', 'wavelet', 'none']
 
@@ -54,12 +54,19 @@ def color_fix(image: torch.Tensor, reference: torch.Tensor, kind: ColorFix) -> t
     Raises:
         ValueError: an unknown kind.
     """
+    check_kind(kind)
     if kind == 'none':
         return image
-    functions = {'adain': adain, 'wavelet': wavelet_reconstruction}
-    if kind not in functions:
+    return {'adain': adain, 'wavelet': wavelet_reconstruction}[kind](image.float(), reference.float())
+
+
+def check_kind(kind: str) -> None:
+    """
+    Raises:
+        ValueError: `kind` is no `ColorFix`.
+    """
+    if kind not in get_args(ColorFix):
         raise ValueError(f"color_fix must be 'adain', 'wavelet' or 'none', got {kind!r}")
-    return functions[kind](image.float(), reference.float())
 
 
 def _moments(image: torch.Tensor, eps: float) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -69,8 +76,9 @@ def _moments(image: torch.Tensor, eps: float) -> Tuple[torch.Tensor, torch.Tenso
 
 
 def _blur(image: torch.Tensor, radius: int) -> torch.Tensor:
-    channels = image.shape[1]
-    line = image.new_tensor([0.25, 0.5, 0.25])
-    kernel = torch.outer(line, line).expand(channels, 1, 3, 3)
-    padded = F.pad(image, (radius,) * 4, mode='replicate')
-    return F.conv2d(padded, kernel, groups=channels, dilation=radius)
+    # By sums, not by a convolution, which autocast would turn to bfloat16 and a GPU to TF32: steps larger than 1 / 255.
+    for dim, sides in ((-2, (0, 0, radius, radius)), (-1, (radius, radius, 0, 0))):
+        padded, length = F.pad(image, sides, mode='replicate'), image.shape[dim]
+        left, middle, right = (padded.narrow(dim, start * radius, length) for start in range(3))
+        image = 0.25 * left + 0.5 * middle + 0.25 * right
+    return image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import Any, Dict, List, Mapping, Optional, Union
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch import nn
 from finpercep_plugin.generators import lora
 from finpercep_plugin.generators.checkpoint import check_keys, check_whole, read_weights, write_weights
 from finpercep_plugin.generators.choice import TrainedPart
-from finpercep_plugin.generators.released import read_file, rewrite
+from finpercep_plugin.generators.released import find_file, read_file, rewrite
 from finpercep_plugin.registry import nearest
 
 __all__ = ['from_file', 'load', 'save']
@@ -34,23 +34,28 @@ def load(generator: Any, path: Union[str, Path]) -> None:
     if data is not None and data.get('subset'):
         _load_trained(generator, data, path)
         return
+    name = type(generator).__name__
     if generator.network is not None:
-        raise ValueError(
-            f'{path}: this {type(generator).__name__} has weights; further files must hold trained tensors'
-        )
-    if data is not None:
-        _build(generator, data['config'], data['params'], path, data.get('lora'))
-        return
-    released = generator.read_released(path)
-    generator.released = released
-    _build(generator, released.config, released.state, path)
-    generator.released = dataclasses.replace(released, state={})  # `save` reads it again
+        if not Path(path).expanduser().exists():
+            find_file(path, f'trained tensors of {name}')
+        raise ValueError(f'{path}: this {name} has weights; further files must hold trained tensors')
+    try:
+        if data is not None:
+            _build(generator, data['config'], data['params'], path, data.get('lora'))
+            generator.own_files = [Path(path).expanduser().absolute()]
+        else:
+            generator.released = released = generator.read_released(path)
+            _build(generator, released.config, released.state, path)
+            generator.released = dataclasses.replace(released, state={})  # `save` reads it again
+    except Exception:
+        generator.network = generator.part = generator.released = None
+        raise
 
 
 def _own(generator: Any, path: Union[str, Path]) -> Optional[Dict[str, Any]]:
     """The content of a file that `save` wrote, of layout 'own' or 'trained'; None for anything else."""
     file = Path(path).expanduser()
-    if not file.is_file() or file.suffix != '.pth':
+    if not file.is_file() or file.suffix == '.safetensors':
         return None
     data = read_file(file, type(generator).__name__)
     if not isinstance(data.get('generator'), str) or not isinstance(data.get('params'), dict):
@@ -92,12 +97,18 @@ def _owned(tensor: torch.Tensor) -> torch.Tensor:
 def _load_trained(generator: Any, data: Mapping[str, Any], path: Union[str, Path]) -> None:
     if generator.network is None:
         check_whole(data, path)
+    network, part = generator.network, generator.part
+    if data.get('lora') and part.lora is None and part.names:
+        raise ValueError(
+            f'{path} holds a LoRA, and other parameters were chosen to be trained: load before trainable()'
+        )
     if data.get('lora'):
-        generator.part.add_lora(int(data['lora']['rank']), float(data['lora']['alpha']))
-    own = generator.network.state_dict()
-    check_keys(own, data['params'], path, subset=True)
-    generator.network.load_state_dict(data['params'], strict=False)
-    generator.network.requires_grad_(False)
+        part.add_lora(int(data['lora']['rank']), float(data['lora']['alpha']))
+    check_keys(network.state_dict(), data['params'], path, subset=True)
+    network.load_state_dict(data['params'], strict=False)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in part.names)  # a new LoRA's had it
+    generator.own_files = [*generator.own_files, Path(path).expanduser().absolute()]
 
 
 def from_file(kind: Any, path: Union[str, Path]) -> Any:
@@ -108,10 +119,13 @@ def from_file(kind: Any, path: Union[str, Path]) -> Any:
         ValueError: another kind of file.
     """
     data = read_weights(path, kind.__name__)
+    if data.get('generator', kind.__name__) != kind.__name__:
+        raise ValueError(f'{path} was saved by {data["generator"]}; this is {kind.__name__}')
     check_whole(data, path)
     if not isinstance(data.get('arch'), dict) or 'config' not in data:
         raise ValueError(f"{path} has no 'arch' and 'config', so {kind.__name__} cannot be built from it alone")
     generator = kind(**data['arch'])
+    del data  # `load` maps the file
     generator.load(path)
     return generator
 
@@ -158,35 +172,54 @@ def _save_original(generator: Any, path: Path) -> None:
     if path.exists() and path.resolve() == Path(released.path).resolve():
         raise ValueError(f'{path} is the checkpoint that was loaded; give another place')
     released = generator.read_released(released.path)
-    tensors = original_tensors(generator.network, released.state)
+    tensors = original_tensors(generator.network, released.state, _file_values(generator, released.state))
     rewrite(released, {name: value for name, value in tensors.items() if name in released.source}, path)
 
 
+def _plain(name: str) -> str:
+    """The name that a tensor has with and without a LoRA around it."""
+    return name.replace('.base_layer.', '.')
+
+
+def _file_values(generator: Any, released: Mapping[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """{plain name: value in the files that were loaded, the later over the earlier}."""
+    values = {_plain(name): value for name, value in released.items()}
+    for file in generator.own_files:
+        params = read_file(file, type(generator).__name__)['params']
+        values.update({_plain(name): value for name, value in params.items()})
+    return values
+
+
+def _unrounded(now: torch.Tensor, in_file: Optional[torch.Tensor]) -> torch.Tensor:
+    """A weight; where it is held in bfloat16, what it was rounded from."""
+    now = now.detach()
+    if now.dtype != torch.bfloat16 or in_file is None or not torch.equal(in_file.to(now.dtype), now.cpu()):
+        return now
+    return in_file
+
+
 def _exact(generator: Any, state: Mapping[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    """The released values of frozen weights that are held in bfloat16."""
-    low = [name for name, value in state.items() if value.dtype == torch.bfloat16]
-    if not low or generator.released is None:
+    """The values that frozen weights held in bfloat16 have in the files that were loaded."""
+    low: List[str] = [name for name, value in state.items() if value.dtype == torch.bfloat16]
+    if not low:
         return {}
-    released = generator.read_released(generator.released.path).state
-    names = {name: name if name in released else name.replace('.base_layer.', '.') for name in low}
-    return {name: _owned(released[names[name]]) for name in low if names[name] in released}
+    released = {} if generator.released is None else generator.read_released(generator.released.path).state
+    values = _file_values(generator, released)
+    return {name: _owned(_unrounded(state[name], values.get(_plain(name)))) for name in low}
 
 
-def original_tensors(network: nn.Module, released: Mapping[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    """{released name: value now}: float32, adapters of 'lora' merged; a frozen weight held in less is the file's.
+def original_tensors(
+    network: nn.Module, released: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]
+) -> Dict[str, torch.Tensor]:
+    """{released name: value now}, adapters of 'lora' merged; a weight held in bfloat16 is that of the files.
 
     Args:
         network: loaded, and perhaps trained.
-        released: tensors as in the file.
+        released: tensors as in the released file.
+        values: {plain name: tensor in the files that were loaded}.
     """
-    state = {
-        name.replace('.base_layer.', '.') if name not in released else name: v
-        for name, v in network.state_dict().items()
-    }
-    tensors = {
-        name: value if state[name].dtype == torch.bfloat16 and value.dtype != torch.bfloat16 else state[name].detach()
-        for name, value in released.items()
-    }
+    state = {name if name in released else _plain(name): value for name, value in network.state_dict().items()}
+    tensors = {name: _unrounded(state[name], values.get(_plain(name))) for name in released}
     for name, delta in lora.weight_deltas(network).items():
         tensors[name] = tensors[name].float().cpu() + delta.float().cpu()
     return tensors

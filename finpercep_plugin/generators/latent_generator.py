@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import (
     Any,
@@ -27,12 +28,12 @@ from finpercep_plugin.diffusion.prediction import Prediction, add_noise, target
 from finpercep_plugin.diffusion.schedule import Schedule, Spacing, respaced_timesteps
 from finpercep_plugin.generators import latent_files
 from finpercep_plugin.generators.choice import TrainedPart
-from finpercep_plugin.generators.color_fix import color_fix
+from finpercep_plugin.generators.color_fix import check_kind, color_fix
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.generators.memory import Memory, content_key
 from finpercep_plugin.generators.pixels import Region, crop, straight_through_clamp, upscale
 from finpercep_plugin.generators.released import Released, is_hub_id
-from finpercep_plugin.generators.tiling import Window, tiled
+from finpercep_plugin.generators.tiling import Window, check_tiles, tiled
 
 __all__ = ['LatentGenerator']
 
@@ -47,7 +48,7 @@ class LatentGenerator(nn.Module):
 
     Args:
         schedule: noise schedule.
-        options: the subclass's constructor arguments, `locals()` on its first line. All subclasses have these::
+        options: the subclass's constructor arguments, `locals()`. All subclasses have these::
 
             steps: of the default sampler.
             guidance: of the default sampler; 1 for none.
@@ -68,28 +69,35 @@ class LatentGenerator(nn.Module):
     prediction: Prediction = 'eps'
     scale: ClassVar[int] = 4
     stride: ClassVar[int] = 8
+    min_side: ClassVar[int] = 128
     spacing: ClassVar[Spacing] = 'leading'
     spacing_offset: ClassVar[int] = 0
     released_names: ClassVar[Sequence[str]] = ('*',)
     spatial: ClassVar[Mapping[str, int]] = {'latent': 1}
     files: ClassVar[Sequence[str]] = ('base',)
     buffers_are_constant: ClassVar[bool] = True
+    frozen_in_bf16: ClassVar[bool] = True  # `save` writes what such weights were rounded from
 
     vae: nn.Module
 
     def __init__(self, schedule: Schedule, options: Mapping[str, Any]):
         super().__init__()
-        # What `save` stores, so that `from_file` can build the same generator.
-        self.arch = {name: value for name, value in options.items() if name not in ('self', '__class__')}
+        # What `save` stores, so that `from_file` can build the same generator; `locals()` may hold more.
+        given = {name: options[name] for name in inspect.signature(type(self)).parameters if name in options}
+        self.arch = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
         self.schedule, self.guidance, self.eta = schedule, float(self.arch['guidance']), float(self.arch['eta'])
         self.tile, self.tile_overlap = self.arch['tile'], self.arch['tile_overlap']
         self.vae_tile, self.vae_tile_overlap = self.arch['vae_tile'], self.arch['vae_tile_overlap']
         self.color_fix, self.checkpointing = self.arch['color_fix'], self.arch['checkpointing']
+        check_tiles(self.tile, self.tile_overlap)
+        check_tiles(self.vae_tile, self.vae_tile_overlap, 'vae_tile')
+        check_kind(self.color_fix)
         self.steps = self.timesteps(self.arch['steps'])
         self.memory = Memory(self.arch['cache'])
         self.network: Optional[nn.Module] = None
         self.part: Optional[TrainedPart] = None
         self.released: Optional[Released] = None
+        self.own_files: List[Path] = []  # of layout 'own' and 'trained', as they were loaded
         self.config: Dict[str, Any] = {}
 
     # ------------------------------------------------------------ of a subclass
@@ -347,18 +355,20 @@ class LatentGenerator(nn.Module):
         """What `compute(lq, prompt) -> (texts, tensors)` gives, computed once per distinct row, without gradient.
 
         Rows are computed one at a time, so that they do not depend on their batch; what is remembered lies on the CPU.
+        Floating point comes as float32.
         """
         rows: List[Tuple[str, Dict[str, torch.Tensor]]] = []
         for i in range(len(lq)):
             text = None if prompt is None else prompt[i]
-            key = (content_key(lq[i]), text)
-            if key not in self.memory:
-                with torch.no_grad():
-                    texts, tensors = compute(lq[i : i + 1], None if text is None else [text])
-                self.memory[key] = texts[0], {name: value[0].float().cpu() for name, value in tensors.items()}
-                rows.append((texts[0], {name: value[0].float() for name, value in tensors.items()}))
-            else:
+            key = (getattr(compute, '__qualname__', ''), content_key(lq[i]), text)
+            if key in self.memory:
                 rows.append(self.memory[key])
+                continue
+            with torch.no_grad():
+                texts, found = compute(lq[i : i + 1], None if text is None else [text])
+            row = {name: value[0].float() if value.is_floating_point() else value[0] for name, value in found.items()}
+            self.memory[key] = texts[0], {name: value.cpu() for name, value in row.items()}
+            rows.append((texts[0], row))
         names = rows[0][1]
         tensors = {name: torch.stack([row[1][name].to(lq.device) for row in rows]) for name in names}
         return tuple(row[0] for row in rows), tensors

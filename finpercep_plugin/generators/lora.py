@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import Dict, Iterator, List, Optional, Sequence
 
 import torch
@@ -35,7 +36,8 @@ def add_lora(
     """
     if targets is None:
         targets = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0)
+    exactly = '|'.join(re.escape(name) for name in targets)  # a list would be taken for endings of names too
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly, lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs too
         inject_adapter_in_model(config, network, adapter_name=_ADAPTER)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Union
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Union
 
 import torch
 from torch import nn
 
 from finpercep_plugin.generators.memory import Memory
-from finpercep_plugin.generators.released import find_folder, read_json
+from finpercep_plugin.generators.released import find_folder, read_json, weight_files
 
 __all__ = ['TextEncoder', 'load_part', 'load_sd_text']
 
@@ -27,27 +27,41 @@ def load_part(kind: Any, name: Union[str, Path], part: str, what: str) -> nn.Mod
 
     Raises:
         FileNotFoundError: no such folder, or no config or weights in it.
-        ValueError: every missing, unexpected and misshapen key, in one error.
+        ValueError: every missing, unexpected and misshapen key, in one error; a damaged file.
     """
-    folder = find_folder(name, what, [part])
-    read_json(folder / part / 'config.json', what)
+    folder = find_folder(name, what, [part]) / part
+    read_json(folder / 'config.json', what)
+    weight_files(folder, what)
     try:
-        module, info = kind.from_pretrained(
-            folder / part, output_loading_info=True, torch_dtype=torch.float32, local_files_only=True
-        )
+        module, info = _from_pretrained(kind, folder)
     except OSError as error:
-        raise FileNotFoundError(f'{what}: no weights of {part} in {(folder / part).absolute()}: {error}') from error
+        raise ValueError(f'{what}: the weights in {folder.absolute()} cannot be read: {error}') from error
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f'{what}: {(folder / part).absolute()} does not fit {kind.__name__}: {error}') from error
+        lines = [str(error)]
+    else:
+        lines = _problems(info)
+    if lines:
+        raise ValueError(f'{what}: {folder.absolute()} does not fit {kind.__name__}:\n  ' + '\n  '.join(lines))
+    return module.requires_grad_(False).eval()
+
+
+def _from_pretrained(kind: Any, folder: Path) -> Tuple[nn.Module, Mapping[str, Any]]:
+    options = {'output_loading_info': True, 'torch_dtype': torch.float32, 'local_files_only': True}
+    try:
+        return kind.from_pretrained(folder, **options)
+    except (RuntimeError, ValueError):  # at the first other shape: this way all are found, in twice the memory
+        return kind.from_pretrained(folder, **options, ignore_mismatched_sizes=True, low_cpu_mem_usage=False)
+
+
+def _problems(info: Mapping[str, Any]) -> List[str]:
     lines = [
         f'{word}: {key}'
-        for word in ('missing', 'unexpected', 'mismatched')
+        for word in ('missing', 'unexpected')
         for key in sorted(map(str, info.get(f'{word}_keys') or ()))
-        if not str(key).endswith('position_ids')
+        if not key.endswith('position_ids')
     ]
-    if lines:
-        raise ValueError(f'{what}: {(folder / part).absolute()} does not fit {kind.__name__}:\n  ' + '\n  '.join(lines))
-    return module.requires_grad_(False).eval()
+    shapes = sorted((str(key), tuple(found), tuple(own)) for key, found, own in info.get('mismatched_keys') or ())
+    return lines + [f'shape: {key} is {found} in the file, {own} in the model' for key, found, own in shapes]
 
 
 class TextEncoder(nn.Module):
@@ -88,11 +102,13 @@ def load_sd_text(name: Union[str, Path], what: str) -> TextEncoder:
     folder = find_folder(name, what, ['text_encoder', 'tokenizer'])
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / 'tokenizer', local_files_only=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileNotFoundError(f'{what}: no tokenizer in {(folder / "tokenizer").absolute()}: {error}') from error
+    model = load_part(CLIPTextModel, folder, 'text_encoder', what)
+    length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
 
     def tokenize(texts: List[str]) -> torch.Tensor:
         options = {'padding': 'max_length', 'truncation': True, 'return_tensors': 'pt'}
-        return tokenizer(texts, max_length=tokenizer.model_max_length, **options).input_ids
+        return tokenizer(texts, max_length=length, **options).input_ids
 
-    return TextEncoder(load_part(CLIPTextModel, folder, 'text_encoder', what), tokenize)
+    return TextEncoder(model, tokenize)

@@ -25,10 +25,13 @@ __all__ = [
     'read_folder',
     'read_json',
     'rewrite',
+    'weight_files',
 ]
 
 Source = Tuple[str, Tuple[str, ...]]
 _WEIGHTS = ('diffusion_pytorch_model', 'pytorch_model', 'model')
+_SUFFIXES = ('.bin', '.ckpt', '.pkl', '.pt', '.pth', '.safetensors')
+_NOT_NEEDED = ['*.fp16*', '*non_ema*', '*.msgpack', '*.h5', '*.onnx*']  # the same weights again, in hub repositories
 
 
 @dataclass
@@ -51,11 +54,12 @@ class Released:
 def is_hub_id(name: Union[str, Path]) -> bool:
     """Whether `name`, which is no local file or folder, can mean 'org/name' or 'org/name/file' on the hub.
 
-    A first part that is a local folder speaks for a misspelt path.
+    A first part that is a local folder speaks for a misspelt path, and so does 'x/y.pth': a repository is no file.
     """
     parts = str(name).split('/')
     plain = len(parts) >= 2 and all(re.fullmatch(r'[\w.-]*\w[\w.-]*', part) for part in parts)
-    return plain and not Path(parts[0]).exists() and parts[0] not in ('.', '..')
+    file = len(parts) == 2 and parts[1].endswith(_SUFFIXES)
+    return plain and not file and not Path(parts[0]).exists()
 
 
 def find_folder(name: Union[str, Path], what: str, parts: Sequence[str]) -> Path:
@@ -73,7 +77,8 @@ def find_folder(name: Union[str, Path], what: str, parts: Sequence[str]) -> Path
     if not folder.exists() and is_hub_id(name):
         from huggingface_hub import snapshot_download
 
-        folder = Path(_download(snapshot_download, name, what, allow_patterns=[f'{part}/*' for part in parts]))
+        wanted = [f'{part}/*' if part else '*' for part in parts]
+        folder = Path(_download(snapshot_download, name, what, allow_patterns=wanted, ignore_patterns=_NOT_NEEDED))
     if not folder.is_dir():
         raise FileNotFoundError(f'{what}: no folder {folder.absolute()}, and {str(name)!r} is no hub id either')
     missing = [part for part in parts if not (folder / part).is_dir()]
@@ -144,10 +149,12 @@ def read_file(file: Union[str, Path], what: str) -> Dict[str, Any]:
 
             return load_file(file)
         data = _unpickle(file)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, _safetensors_error()) as error:
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged pickle leads to
         raise ValueError(
-            f'{what}: {file.absolute()} cannot be read as tensors and plain values alone ({error}); if it holds '
-            'objects of a training framework, save its state dict by itself'
+            f'{what}: {file.absolute()} cannot be read as tensors and plain values alone ({_reason(error)}); if it '
+            'holds objects of a training framework, save its state dict by itself'
         ) from error
     if not isinstance(data, dict):
         raise ValueError(f'{what}: {file.absolute()} holds {type(data).__name__}, expected a dict')
@@ -157,14 +164,16 @@ def read_file(file: Union[str, Path], what: str) -> Dict[str, Any]:
 def _unpickle(file: Path) -> Any:
     try:
         return torch.load(file, map_location='cpu', weights_only=True, mmap=True)
-    except (RuntimeError, ValueError):  # not a zip archive: files of torch before 1.6 cannot be mapped
+    except (RuntimeError, ValueError, TypeError):  # a file of torch before 1.6 is no zip archive; torch 2.0 maps none
         return torch.load(file, map_location='cpu', weights_only=True)
 
 
-def _safetensors_error() -> type:
-    from safetensors import SafetensorError
-
-    return SafetensorError
+def _reason(error: Exception) -> str:
+    """What is wrong; not torch's advice to load the file without restrictions."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return f'{type(error).__name__}: {error}'
+    foreign = re.search(r'GLOBAL (\S+)', str(error))
+    return f'it holds {foreign[1]}' if foreign else 'it is damaged, or no file of weights'
 
 
 def read_folder(path: Path, part: str, what: str) -> Tuple[Dict[str, Any], Dict[str, torch.Tensor], Dict[str, Source]]:
@@ -182,18 +191,27 @@ def read_folder(path: Path, part: str, what: str) -> Tuple[Dict[str, Any], Dict[
     config = read_json(folder / 'config.json', what)
     state: Dict[str, torch.Tensor] = {}
     source: Dict[str, Source] = {}
-    for name in _weight_files(folder, what):
+    for name in weight_files(folder, what):
         for key, value in read_file(folder / name, what).items():
             state[key], source[key] = value, (str(Path(part) / name), (key,))
     return config, state, source
 
 
-def _weight_files(folder: Path, what: str) -> List[str]:
+def weight_files(folder: Path, what: str) -> List[str]:
+    """The weights of a diffusers or transformers folder: one file's name, or those of its shards.
+
+    Raises:
+        FileNotFoundError: there are none; says what there is.
+        ValueError: an index that names no shards.
+    """
     for stem in _WEIGHTS:
         for suffix in ('safetensors', 'bin'):
             index = folder / f'{stem}.{suffix}.index.json'
             if index.is_file():
-                return sorted(set(read_json(index, what)['weight_map'].values()))
+                shards = read_json(index, what).get('weight_map')
+                if not isinstance(shards, dict) or not shards:
+                    raise ValueError(f"{what}: {index.absolute()} has no 'weight_map' that names files")
+                return sorted(set(shards.values()))
             if (folder / f'{stem}.{suffix}').is_file():
                 return [f'{stem}.{suffix}']
     there = sorted(p.name for p in folder.iterdir())
@@ -237,6 +255,8 @@ def _put(data: Dict[str, Any], keys: Sequence[str], value: torch.Tensor) -> None
         data = data[key]
     old = data[keys[-1]]
     value = value.detach().cpu().reshape(old.shape)
+    if torch.equal(old.float(), value.float()):
+        return
     same = value.to(old.dtype)
     data[keys[-1]] = same if torch.equal(same.float(), value.float()) else value.float()
 

@@ -7,7 +7,7 @@ from typing import Callable, List, NamedTuple, Optional
 import numpy as np
 import torch
 
-__all__ = ['Window', 'gaussian_window', 'tiled', 'windows']
+__all__ = ['Window', 'check_tiles', 'gaussian_window', 'tiled', 'windows']
 
 
 class Window(NamedTuple):
@@ -28,21 +28,38 @@ def windows(height: int, width: int, tile: int, overlap: int) -> List[Window]:
     """Square tiles that cover height x width; the last of a row or column is moved back to end at the edge.
 
     One window, the whole, where the area is not larger than a tile's (as SeeSR, OSEDiff and DiT4SR decide it) or
-    `tile` is 0.
+    `tile` is 0. Where a side of the area is shorter than a tile, tiles are of that side, and overlap by at most 3/4.
 
     Raises:
-        ValueError: an overlap that is not in 0..tile - 1.
+        ValueError: as `check_tiles`.
 
-    >>> windows(8, 12, 6, 2)[:2], len(windows(8, 12, 6, 2)), windows(6, 6, 6, 2)
-    ([Window(top=0, left=0, height=6, width=6), Window(top=0, left=4, height=6, width=6)], 6, [Window(top=0, left=0, height=6, width=6)])
+    >>> [tuple(window) for window in windows(6, 12, 6, 2)], windows(6, 6, 6, 2)
+    ([(0, 0, 6, 6), (0, 4, 6, 6), (0, 6, 6, 6)], [Window(top=0, left=0, height=6, width=6)])
     """
     if tile == 0 or height * width <= tile * tile:
         return [Window(0, 0, height, width)]
+    check_tiles(tile, overlap)
     side = min(tile, height, width)
-    if not 0 <= overlap < side:
-        raise ValueError(f'tiles of {side} need an overlap of 0..{side - 1}, got {overlap}')
-    tops, lefts = (_starts(length, side, side - overlap) for length in (height, width))
+    stride = side - overlap if side == tile else max(side - overlap, side // 4, 1)
+    tops, lefts = (_starts(length, side, stride) for length in (height, width))
     return [Window(top, left, side, side) for top in tops for left in lefts]
+
+
+def check_tiles(tile: int, overlap: int, name: str = 'tile') -> None:
+    """Refuse tiles that `windows` could not lay; no tiles (0) are right with any overlap.
+
+    Args:
+        tile: side.
+        overlap: of neighbours.
+        name: of the tile, for the message.
+
+    Raises:
+        ValueError: a negative tile, or an overlap that is not in 0..tile - 1.
+    """
+    if tile < 0:
+        raise ValueError(f'{name} must be 0 (none) or a side, got {tile}')
+    if tile and not 0 <= overlap < tile:
+        raise ValueError(f'{name} = {tile} needs an overlap of 0..{tile - 1}, got {overlap}')
 
 
 def _starts(length: int, side: int, stride: int) -> List[int]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from finpercep_plugin.config import collect, parse
 from finpercep_plugin.data.sampler import PositionDataset
-from finpercep_plugin.models.generator_model import GeneratorModel, check_generator, check_val
+from finpercep_plugin.generator_section import check_generator
+from finpercep_plugin.models.generator_model import GeneratorModel, check_val
 from finpercep_plugin.models.options import TrainOptions
 from finpercep_plugin.registry import MODELS
 from finpercep_plugin.rng import keyed_randn, keyed_torch

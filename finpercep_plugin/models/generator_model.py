@@ -4,60 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, Mapping
+from typing import Any, Mapping
 
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import get_root_logger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from finpercep_plugin.config import arguments, build, check_file, collect, parse
-from finpercep_plugin.generators.released import is_hub_id
+from finpercep_plugin.config import arguments, build, collect, parse
+from finpercep_plugin.generator_section import build_generator, split_section
 from finpercep_plugin.images import write_png
 from finpercep_plugin.models.base_model import FinPercepModel
 from finpercep_plugin.models.options import ValOptions
 from finpercep_plugin.models.panels import map_picture, picture
 from finpercep_plugin.models.precision import cast_frozen
-from finpercep_plugin.registry import GENERATORS, REWARDS
+from finpercep_plugin.registry import REWARDS
 from finpercep_plugin.rollout import sample_images
 from finpercep_plugin.visual import grid
 
 __all__ = [
     'GeneratorModel',
-    'GeneratorSection',
     'GeneratorValOptions',
-    'build_generator',
-    'check_generator',
+    'check_reward',
     'check_val',
 ]
 
 
 NIQE_SIDE = 192
 """BasicSR's NIQE fits a Gaussian to 96 px blocks: two a side at the least."""
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratorSection:
-    """`generator:` keys that are not the generator's own constructor arguments.
-
-    Attributes:
-        type: registered name.
-        weights: file(s) to start from; later ones lay fine-tuned tensors over the first.
-        train: what trains: 'all', 'released' (what the generator's authors fine-tune), 'lora', or patterns of parameter names.
-        lora_rank, lora_alpha: of 'lora'.
-    """
-
-    type: str
-    weights: str | list[str] | None = None
-    train: Literal['all', 'released', 'lora'] | list[str] = 'all'
-    lora_rank: int = 8
-    lora_alpha: float = 8.0
-
-    @property
-    def files(self) -> list[str]:
-        return [self.weights] if isinstance(self.weights, str) else list(self.weights or [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,45 +51,6 @@ class GeneratorValOptions(ValOptions):
     rewards: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     guidance: float | None = None
     steps: int | None = None
-
-
-def _split(section: Mapping[str, Any]) -> tuple[GeneratorSection, dict[str, Any]]:
-    names = {f.name for f in dataclasses.fields(GeneratorSection)}
-    own = parse(GeneratorSection, {k: v for k, v in section.items() if k in names}, '$.generator')
-    return own, {k: v for k, v in section.items() if k not in names}
-
-
-def build_generator(section: Mapping[str, Any]) -> nn.Module:
-    """The generator of a `generator:` section, with its weights loaded.
-
-    Raises:
-        ConfigError, FileNotFoundError, ValueError: the section, or a file of it, is wrong.
-    """
-    own, rest = _split(section)
-    generator = build(GENERATORS, {'type': own.type, **rest}, '$.generator')
-    for file in own.files:
-        generator.load(file)
-    return generator
-
-
-def check_generator(section: Any, need_weights: bool) -> list[str]:
-    """What is wrong with a `generator:` section, files included."""
-    if not isinstance(section, Mapping):
-        return [f'$.generator: expected a section with `type: <generator>`, got {section!r}']
-    problems = collect(lambda: _split(section))
-    if problems:
-        return problems
-    own, rest = _split(section)
-    if own.type not in GENERATORS.names():
-        return collect(lambda: build(GENERATORS, {'type': own.type}, '$.generator'))
-    kind = GENERATORS.get(own.type)
-    problems = collect(lambda: arguments(kind, rest, '$.generator'))
-    if not problems and hasattr(kind, 'check'):
-        problems = collect(lambda: kind.check(rest, '$.generator'))
-    if need_weights and not own.files:
-        problems.append('$.generator.weights: missing; fine-tuning starts from a trained generator')
-    files = [f for f in own.files if not is_hub_id(f)]
-    return problems + collect(*(lambda f=f: check_file(f, '$.generator.weights', 'generator weights') for f in files))
 
 
 def check_val(section: Any) -> list[str]:
@@ -151,12 +88,12 @@ class GeneratorModel(FinPercepModel):
         """Sets `net_g`, with the parameters that `generator.train` names marked as trained, and the held-out rewards."""
         torch.manual_seed(opt.get('manual_seed') or 0)
         self.seed = int(opt.get('manual_seed') or 0)
-        own, _ = _split(opt['generator'])
+        own, _ = split_section(opt['generator'])
         self.net_g = build_generator(opt['generator']).to(self.device)
         if self.is_train:
             self.net_g.trainable(own.train, rank=own.lora_rank, alpha=own.lora_alpha, reference=self.needs_reference)
             self.net_g.to(self.device)
-        if self.bf16:
+        if self.bf16 and getattr(self.net_g, 'frozen_in_bf16', False):
             cast_frozen(self.net_g)
         self.val_options = parse(GeneratorValOptions, opt.get('val'), '$.val')
         self.heldout = {

@@ -14,13 +14,9 @@ from torch import Tensor
 from finpercep_plugin.config import ConfigError, build, collect, parse
 from finpercep_plugin.curriculum.schedule import CCLSchedule
 from finpercep_plugin.data.sampler import PositionDataset
-from finpercep_plugin.models.generator_model import (
-    GeneratorModel,
-    build_generator,
-    check_generator,
-    check_reward,
-    check_val,
-)
+from finpercep_plugin.generator_section import build_generator, check_generator
+from finpercep_plugin.generators.pixels import crop
+from finpercep_plugin.models.generator_model import GeneratorModel, check_reward, check_val
 from finpercep_plugin.models.options import TrainOptions
 from finpercep_plugin.models.precision import cast_frozen
 from finpercep_plugin.registry import ALGORITHMS, MODELS, REWARDS
@@ -165,12 +161,25 @@ class FinPercepReFLModel(GeneratorModel):
             lq, gt = (torch.stack([item[k] for item in items]).to(self.device) for k in ('lq', 'gt'))
             sampler = {name: getattr(self.algorithm, name) for name in ('guidance', 'steps', 'eta')}
             sr = self.super_resolve(lq, part, 'calibration', **sampler)
+            sr, lq, gt = self._rewarded(sr, lq, gt, part)
             for row, stage in enumerate(stages):
                 with self.autocast():
                     raw[row, part] = self.reward.raw(sr, stage, lq=lq, gt=gt).score.double().cpu()
         raw = self.reduce_sum(raw)
         for row, stage in enumerate(stages):
             self.schedule.statistics.measure(stage, raw[row])
+
+    def _rewarded(self, sr: Tensor, lq: Tensor, gt: Tensor, samples: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The parts of a batch that the algorithm would reward, where it does not reward the whole."""
+        if not hasattr(self.algorithm, 'region'):
+            return sr, lq, gt
+        parts, scale = [], self.net_g.scale
+        for row, index in enumerate(samples):
+            region = self.algorithm.region(self.net_g, sr.shape[-2:], self.seed, 'calibration', index)
+            small = None if region is None else tuple(side // scale for side in region)
+            rows = (image[row : row + 1] for image in (sr, lq, gt))
+            parts.append([crop(image, place) for image, place in zip(rows, (region, small, region))])
+        return tuple(torch.cat(images) for images in zip(*parts))
 
     def prepare_dry_run(self) -> None:
         """No calibration, and no rollout before the step with gradient."""
@@ -208,4 +217,10 @@ class FinPercepReFLModel(GeneratorModel):
             with self.ema_weights():
                 self.net_g.save(folder / 'generator_latest.pth', layout='own')
                 if released is not None:
-                    self.net_g.save(folder / f'original_latest{released.path.suffix}', layout='original')
+                    self._save_original(folder / f'original_latest{released.path.suffix}')
+
+    def _save_original(self, path: Path) -> None:
+        try:
+            self.net_g.save(path, layout='original')
+        except ValueError as error:  # what was trained may have no place there; everything is in the other files
+            get_root_logger().warning(f'{path.name} was not written: {error}')

@@ -155,6 +155,120 @@ def test_window():
         ReFL(eta=1.0).window(flow)
 
 
+class ScaledStart(TinyDiffusion):
+    """Its start depends on a trained parameter, as OSEDiff's does."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.gain = torch.nn.Parameter(torch.tensor(0.5))
+
+    def start(self, cond, noise):
+        return self.gain * noise
+
+
+def scaled_start(steps):
+    torch.manual_seed(0)
+    generator = ScaledStart(network={'channels': [8, 8], 'norm_groups': 4}, scale=2, residual_sd=0.2, steps=steps)
+    torch.nn.init.normal_(generator.network.unet.conv_out.weight, std=0.05)
+    return generator
+
+
+@pytest.mark.parametrize('steps', [1, 3])
+def test_gradient_reaches_the_start_at_its_step_alone(steps):
+    generator = scaled_start(steps)
+    for k in range(steps):
+        refl = ReFL(k_start=k, k_end=k, weight=1.0, pretrain_weight=0.0)
+        grads = gradient(generator, refl, [0, 1], [0, 1])[2]
+        assert ('gain' in grads) == (k == 0) and 'network.unet.conv_out.weight' in grads
+        if k:
+            continue
+        ends = []
+        for move in (0.01, -0.02):
+            generator.gain.data.add_(move)
+            ends.append(gradient(generator, refl, [0, 1], [0, 1])[0])
+        generator.gain.data.add_(0.01)
+        expected = ((ends[0] - ends[1]) / 0.02).item()
+        assert grads['gain'].item() == pytest.approx(expected, rel=0.02) and abs(expected) > 1e-3
+
+
+def test_the_first_step_is_the_samplers():
+    """k = 0 leaves the rollout out; what is decoded is the same: the only step's x0."""
+    generator, (lq, gt) = scaled_start(1), data(2)
+    refl = ReFL(weight=1.0, pretrain_weight=0.0)
+    loss = refl.loss(generator, generator.condition(lq), gt, brightness, seed=3, iteration=8, samples=[0, 1])[0]
+    sr = super_resolve(generator, lq, keyed_randn((3, 16, 16), [0, 1], 3, 8, 'refl start'))
+    assert loss.item() == pytest.approx((2 - brightness(sr).score).mean().item(), abs=1e-6)
+
+
+class TestDecodeSize:
+    """TinyDiffusion decodes each pixel by itself, so a part of sr is the same as that part of the whole."""
+
+    @staticmethod
+    def seen(decode_size, iteration, samples=(0, 1, 2, 3)):
+        """What the reward gets, (sr, lq, gt), and whether a gradient reaches the generator."""
+        given = []
+
+        def reward(sr, lq=None, gt=None, prompt=None):
+            given.extend((sr, lq, gt))
+            return brightness(sr)
+
+        generator, (lq, gt) = make(), data(len(samples))
+        refl = ReFL(k_start=2, k_end=2, weight=1.0, pretrain_weight=0.0, decode_size=decode_size)
+        refl.loss(generator, generator.condition(lq), gt, reward, 3, iteration, samples)[0].backward()
+        assert any(value.grad is not None and value.grad.any() for value in generator.parameters())
+        return given, refl.region(generator, (16, 16), 3, iteration)
+
+    def test_reward_sees_the_same_part_of_all_three(self):
+        for iteration in range(3):
+            (sr, lq, gt), region = self.seen(6, iteration)
+            (whole, lq_whole, gt_whole), none = self.seen(None, iteration)
+            top, left, height, width = region
+            assert none is None and (height, width) == (6, 6)
+            torch.testing.assert_close(sr, whole[..., top : top + 6, left : left + 6])
+            assert torch.equal(gt, gt_whole[..., top : top + 6, left : left + 6])
+            assert torch.equal(lq, lq_whole[..., top // 2 : top // 2 + 3, left // 2 : left // 2 + 3])
+
+    def test_the_place_is_shared_by_all_samples(self):
+        assert self.seen(6, 1, [0, 1])[1] == self.seen(6, 1, [8, 9])[1]
+
+    def test_places_by_hand(self):
+        generator, refl = SimpleNamespace(stride=8, scale=4), ReFL(decode_size=16)
+        regions = {refl.region(generator, (32, 24), 0, i) for i in range(100)}
+        assert regions == {(top, left, 16, 16) for top in (0, 8, 16) for left in (0, 8)}
+        # A side that is shorter is seen whole; places are multiples of 8 and end inside 20 and 28.
+        regions = {ReFL(decode_size=16).region(generator, (12, 28), 0, i) for i in range(100)}
+        assert regions == {(0, left, 12, 16) for left in (0, 8)}
+        assert refl.region(generator, (16, 12), 0, 1) is None and ReFL().region(generator, (64, 64), 0, 1) is None
+
+    def test_gradient_stays_inside(self):
+        generator, (lq, gt) = make(), data(2)
+        cond, refl = generator.condition(lq), ReFL(k_start=0, k_end=0, weight=1.0, decode_size=4)
+        latent = torch.zeros(2, 3, 16, 16, requires_grad=True)
+        top, left, *_ = region = refl.region(generator, (16, 16), 0, 7)
+        brightness(generator.decode(latent, cond, region)).score.sum().backward()
+        inside = torch.zeros(16, 16, dtype=torch.bool)
+        inside[top : top + 4, left : left + 4] = True
+        assert torch.equal(latent.grad.ne(0).any(1), inside.expand(2, 16, 16))
+
+    def test_off_the_grid(self):
+        for size in (0, 7, 12):
+            with pytest.raises(ValueError, match=f'decode_size must be a multiple of 8 for this generator, got {size}'):
+                ReFL(decode_size=size).window(
+                    SimpleNamespace(prediction='eps', steps=torch.arange(4), stride=8, scale=4)
+                )
+        with pytest.raises(ValueError, match='multiple of 12'):
+            ReFL(decode_size=8).window(SimpleNamespace(prediction='v', steps=torch.arange(4), stride=4, scale=3))
+
+
+def test_eta_is_the_generators_own_unless_given():
+    losses = {}
+    for own, given in ((0.0, None), (1.0, None), (0.0, 1.0), (1.0, 0.0)):
+        generator = make()
+        generator.eta = own
+        losses[own, given] = gradient(generator, ReFL(k_start=3, weight=1.0, eta=given), [0, 1], [0, 1])[0].item()
+    assert losses[1.0, None] == losses[0.0, 1.0] != losses[0.0, None] == losses[1.0, 0.0]
+
+
 def test_built_from_yaml():
     assert build(ALGORITHMS, {'type': 'ReFL', 'weight': '1e-3', 'k_start': 2}, '$.train.algorithm').weight == 1e-3
     with pytest.raises(ConfigError, match='algorithm.lamda: unknown key'):

@@ -135,7 +135,7 @@ def test_hub_id_of_a_repository_with_one_or_several_checkpoints(files, make, tmp
     shutil.copytree(files['weights'], tmp_path / inside, dirs_exist_ok=True)
     asked = []
 
-    def download(repository, allow_patterns):
+    def download(repository, allow_patterns, **options):
         asked.append((repository, allow_patterns))
         return tmp_path
 
