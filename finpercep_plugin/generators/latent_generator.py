@@ -20,7 +20,6 @@ from typing import (
 )
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from finpercep_plugin.config import ConfigError, check_file, collect
@@ -28,10 +27,9 @@ from finpercep_plugin.diffusion.prediction import Prediction, add_noise, target
 from finpercep_plugin.diffusion.schedule import Schedule, Spacing, respaced_timesteps
 from finpercep_plugin.generators import latent_files
 from finpercep_plugin.generators.choice import TrainedPart
-from finpercep_plugin.generators.color_fix import check_kind, color_fix
 from finpercep_plugin.generators.condition import Condition
+from finpercep_plugin.generators.latent_codec import LatentCodec
 from finpercep_plugin.generators.memory import Memory, content_key
-from finpercep_plugin.generators.pixels import Region, crop, straight_through_clamp, upscale
 from finpercep_plugin.generators.released import Released, is_hub_id
 from finpercep_plugin.generators.tiling import Window, check_tiles, tiled
 
@@ -40,7 +38,7 @@ __all__ = ['LatentGenerator']
 Computed = Tuple[Sequence[str], Dict[str, torch.Tensor]]
 
 
-class LatentGenerator(nn.Module):
+class LatentGenerator(LatentCodec):
     """Base of the generators that start from a released checkpoint.
 
     A subclass's constructor takes options only; `load` reads files and builds networks, whose sizes come from the files.
@@ -63,35 +61,26 @@ class LatentGenerator(nn.Module):
 
     Attributes:
         network: holds everything that can be trained; None before `load`. It is called through `part` alone.
-        vae: a diffusers AutoencoderKL.
     """
 
     prediction: Prediction = 'eps'
-    scale: ClassVar[int] = 4
-    stride: ClassVar[int] = 8
     min_side: ClassVar[int] = 128
     spacing: ClassVar[Spacing] = 'leading'
     spacing_offset: ClassVar[int] = 0
     released_names: ClassVar[Sequence[str]] = ('*',)
-    spatial: ClassVar[Mapping[str, int]] = {'latent': 1}
     files: ClassVar[Sequence[str]] = ('base',)
     buffers_are_constant: ClassVar[bool] = True
     frozen_in_bf16: ClassVar[bool] = True  # `save` writes what such weights were rounded from
 
-    vae: nn.Module
-
     def __init__(self, schedule: Schedule, options: Mapping[str, Any]):
-        super().__init__()
+        super().__init__(options['color_fix'], options['vae_tile'], options['vae_tile_overlap'])
         # What `save` stores, so that `from_file` can build the same generator; `locals()` may hold more.
         given = {name: options[name] for name in inspect.signature(type(self)).parameters if name in options}
         self.arch = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
         self.schedule, self.guidance, self.eta = schedule, float(self.arch['guidance']), float(self.arch['eta'])
         self.tile, self.tile_overlap = self.arch['tile'], self.arch['tile_overlap']
-        self.vae_tile, self.vae_tile_overlap = self.arch['vae_tile'], self.arch['vae_tile_overlap']
-        self.color_fix, self.checkpointing = self.arch['color_fix'], self.arch['checkpointing']
+        self.checkpointing = self.arch['checkpointing']
         check_tiles(self.tile, self.tile_overlap)
-        check_tiles(self.vae_tile, self.vae_tile_overlap, 'vae_tile')
-        check_kind(self.color_fix)
         self.steps = self.timesteps(self.arch['steps'])
         self.memory = Memory(self.arch['cache'])
         self.network: Optional[nn.Module] = None
@@ -158,19 +147,6 @@ class LatentGenerator(nn.Module):
         """(C, h, w) of one sample's latent."""
         return tuple(cond.tensors['latent'].shape[1:])
 
-    def encode(self, image: torch.Tensor, cond: Condition) -> torch.Tensor:
-        """image: (B, 3, H, W), [0, 1] -> its latent, (B, C, h, w): the posterior's mean, scaled.
-
-        Raises:
-            ValueError: the image is not `scale` times the size of lq.
-        """
-        if image.shape != cond.lq_up.shape:
-            raise ValueError(
-                f'gt of shape {tuple(image.shape)} does not fit lq of {tuple(cond.lq.shape)} at scale {self.scale}: '
-                f'expected {tuple(cond.lq_up.shape)}'
-            )
-        return self.posterior(self.padded(image))[0]
-
     def predict(
         self, x_t: torch.Tensor, t: Union[int, float, torch.Tensor], cond: Condition, guidance: float = 1.0
     ) -> torch.Tensor:
@@ -185,7 +161,7 @@ class LatentGenerator(nn.Module):
         t = torch.as_tensor(t, device=x_t.device).reshape(-1).expand(len(x_t))
 
         def one(window: Window) -> torch.Tensor:
-            part = self._window(cond, window)
+            part = self.window(cond, window)
             x = window.cut(x_t)
             if guidance == 1.0:
                 return self.run(x, t, part).float()
@@ -194,29 +170,6 @@ class LatentGenerator(nn.Module):
             return negative + guidance * (positive - negative)
 
         return tiled(one, *x_t.shape[-2:], self.tile, self.tile_overlap)
-
-    def decode(self, latent: torch.Tensor, cond: Condition, region: Optional[Region] = None) -> torch.Tensor:
-        """sr, (B, 3, H, W), [0, 1], with gradient.
-
-        Args:
-            latent: (B, C, h, w).
-            cond: of the same batch.
-            region: (top, left, height, width) in pixels of sr, top and left multiples of `stride`: only that part's
-                latents are decoded, and that part is returned.
-
-        Raises:
-            ValueError: a region off the grid of latents, or outside the picture.
-        """
-        target_image = crop(cond.lq_up, region)
-        top, left = (0, 0) if region is None else region[:2]
-        if top % self.stride or left % self.stride:
-            raise ValueError(f'a region must begin at multiples of {self.stride}, got {(top, left)}')
-        height, width = (-(-side // self.stride) for side in target_image.shape[-2:])
-        window = Window(top // self.stride, left // self.stride, height, width)
-        image = self.pixels(window.cut(latent), self._window(cond, window))
-        image = image[..., : target_image.shape[-2], : target_image.shape[-1]]
-        reference = crop(self.color_reference(cond), region)
-        return straight_through_clamp(color_fix(straight_through_clamp(image), reference, self.color_fix))
 
     def draw_t(self, rng: torch.Generator) -> torch.Tensor:
         """One sample's timestep for `pretrain_loss`, scalar, on the CPU; uniform unless overridden."""
@@ -299,53 +252,6 @@ class LatentGenerator(nn.Module):
         """Networks stay in eval mode: released ones are fine-tuned without dropout or drop path."""
         return super().train(False)
 
-    def upscaled(self, lq: torch.Tensor) -> torch.Tensor:
-        """(B, 3, h, w), [0, 1] -> (B, 3, h * scale, w * scale), [0, 1], bicubic."""
-        return upscale(lq, self.scale)
-
-    def padded(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W), edges replicated below and to the right up to multiples of `stride`."""
-        height, width = image.shape[-2:]
-        return F.pad(image, (0, -width % self.stride, 0, -height % self.stride), mode='replicate')
-
-    def color_reference(self, cond: Condition) -> torch.Tensor:
-        """(B, 3, H, W), [0, 1], whose colours sr takes on; the upscaled lq unless overridden."""
-        return cond.lq_up
-
-    def posterior(self, image: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the VAE's latent, scaled: image (B, 3, H, W), [0, 1] -> two (B, C, h, w)."""
-        stride = self.stride
-        height, width = image.shape[-2] // stride, image.shape[-1] // stride
-
-        def one(window: Window) -> torch.Tensor:
-            moments = self.moments(window.cut(image, stride) * 2 - 1).float()
-            mean, logvar = moments.chunk(2, dim=1)
-            return torch.cat([mean, torch.exp(0.5 * logvar.clamp(-30, 20))], dim=1)
-
-        mean, std = tiled(one, height, width, self.vae_tile, self.vae_tile_overlap).chunk(2, dim=1)
-        config = self.vae.config
-        return (mean - (config.get('shift_factor') or 0.0)) * config.scaling_factor, std * config.scaling_factor
-
-    def moments(self, image: torch.Tensor) -> torch.Tensor:
-        """The VAE encoder's raw output, (B, 2 C, h, w), of an image in [-1, 1]."""
-        vae = self.vae
-        moments = vae.encoder(image)
-        return moments if vae.quant_conv is None else vae.quant_conv(moments)
-
-    def pixels(self, latent: torch.Tensor, cond: Condition) -> torch.Tensor:
-        """The VAE's picture of a latent, (B, 3, h * stride, w * stride), about [0, 1], not clamped."""
-        config = self.vae.config
-        z = latent / config.scaling_factor + (config.get('shift_factor') or 0.0)
-
-        def one(window: Window) -> torch.Tensor:
-            return self.decoded(window.cut(z), self._window(cond, window)).float() / 2 + 0.5
-
-        return tiled(one, *z.shape[-2:], self.vae_tile, self.vae_tile_overlap, self.stride)
-
-    def decoded(self, z: torch.Tensor, cond: Condition) -> torch.Tensor:
-        """The VAE decoder's output, about [-1, 1], of an unscaled latent; cond is cut to the same part."""
-        return self.vae.decode(z).sample
-
     def per_lq(
         self,
         lq: torch.Tensor,
@@ -372,13 +278,6 @@ class LatentGenerator(nn.Module):
         names = rows[0][1]
         tensors = {name: torch.stack([row[1][name].to(lq.device) for row in rows]) for name in names}
         return tuple(row[0] for row in rows), tensors
-
-    def _window(self, cond: Condition, window: Window) -> Condition:
-        tensors = {
-            name: window.cut(value, self.spatial[name]) if name in self.spatial else value
-            for name, value in cond.tensors.items()
-        }
-        return Condition(cond.lq, cond.lq_up, cond.prompts, tensors)
 
 
 def _with_negative(cond: Condition) -> Condition:
