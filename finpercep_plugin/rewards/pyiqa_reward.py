@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
+import random
+import re
 import types
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from finpercep_plugin.registry import REWARDS, nearest
 from finpercep_plugin.rewards.base import RewardOutput
+from finpercep_plugin.rewards.frozen import freeze
 
-__all__ = ['NO_GRADIENT', 'PyIQAReward', 'describe_download']
+__all__ = ['NO_GRADIENT', 'REFUSED', 'PyIQAReward', 'describe_download']
 
-NO_GRADIENT = frozenset({'niqe', 'niqe_matlab', 'ilniqe', 'brisque', 'brisque_matlab', 'piqe', 'pi', 'nrqm', 'qalign'})
+NO_GRADIENT = frozenset({'niqe', 'niqe_matlab', 'ilniqe', 'brisque', 'brisque_matlab', 'piqe', 'pi', 'nrqm', 'entropy'})
+_OF_A_SET = 'it measures a set of images, not each of them'
+_Q_ALIGN = (
+    "it replaces parts of transformers' Llama for the whole process, and does not run with current versions of it"
+)
+REFUSED = {
+    **dict.fromkeys(('fid', 'sfid', 'fid_dinov2', 'inception_score'), _OF_A_SET),
+    **dict.fromkeys(('qalign', 'qalign_4bit', 'qalign_8bit'), _Q_ALIGN),
+    'clipscore': 'it needs a text; use the reward CLIPScore',
+}
+SEED = 123
 
 
 @REWARDS.register('PyIQA')
 class PyIQAReward(nn.Module):
-    """A pyiqa metric, frozen, one score a sample on the metric's own scale.
+    """A pyiqa metric, frozen, one score a sample on the metric's own scale, in float32 also under autocast.
+
+    Some metrics of some versions score random crops. Every call here draws the same numbers, one sample at a time if it
+    draws any, so that a score depends neither on the batch nor on what was scored before; the crops are then at the
+    same places in all images, which an optimised generator can learn.
 
     Args:
         metric: pyiqa's name: 'niqe', 'clipiqa', 'musiq', 'maniqa', ...
-        options: further arguments of `pyiqa.create_metric`.
+        options: further arguments of `pyiqa.create_metric`, such as `test_sample`, the crops of 'maniqa'.
 
     Attributes:
         differentiable: whether gradients reach the image.
@@ -30,7 +51,7 @@ class PyIQAReward(nn.Module):
 
     Raises:
         ImportError: pyiqa, or a package that the metric needs, is not installed.
-        ValueError: pyiqa has no such metric.
+        ValueError: pyiqa has no such metric, or it is none that can be a reward.
         FileNotFoundError: its weights are not in the cache and cannot be fetched; says which file, from where, and in
             which folder it belongs.
     """
@@ -46,14 +67,19 @@ class PyIQAReward(nn.Module):
 
         if metric not in pyiqa.list_models():
             raise ValueError(f'pyiqa has no metric {metric!r}{nearest(metric, pyiqa.list_models())}')
+        if metric in REFUSED:
+            raise ValueError(f'pyiqa {metric} cannot be a reward: {REFUSED[metric]}')
         self.name, self.differentiable = metric, metric not in NO_GRADIENT
+        _import_arch(metric)
         try:
-            model = pyiqa.create_metric(
-                metric, as_loss=self.differentiable, loss_reduction='none', device='cpu', **(options or {})
-            )
+            # LIQE keeps text features, and with gradients on also the graph that they were made by.
+            with torch.no_grad(), FixedDraws(torch.device('cpu')):
+                model = pyiqa.create_metric(
+                    metric, as_loss=self.differentiable, loss_reduction='none', device='cpu', **(options or {})
+                )
         except OSError as error:  # urllib's URLError, huggingface_hub's LocalEntryNotFoundError, requests' errors
             raise FileNotFoundError(f'pyiqa {metric}: {describe_download(error)}') from error
-        self.model = model.requires_grad_(False).eval()
+        self.model = freeze(model)
         self.needs = frozenset({'gt'}) if model.metric_mode == 'FR' else frozenset()
         self.higher_is_better = not model.lower_better
 
@@ -70,12 +96,85 @@ class PyIQAReward(nn.Module):
             gt: the same, for full-reference metrics.
 
         Raises:
-            ValueError: a full-reference metric without gt.
+            ValueError: a full-reference metric without gt, or with one of another size; an image that the metric does
+                not take.
         """
-        if 'gt' in self.needs and gt is None:
-            raise ValueError(f'reward pyiqa {self.name} compares with gt, and there is none')
-        score = self.model(sr.float(), gt.float()) if 'gt' in self.needs and gt is not None else self.model(sr.float())
-        return RewardOutput(score.reshape(len(sr)))
+        images = [sr if torch.is_grad_enabled() else sr.detach()]  # the metric itself switches gradients on
+        if 'gt' in self.needs:
+            if gt is None:
+                raise ValueError(f'reward pyiqa {self.name} compares with gt, and there is none')
+            if gt.shape != sr.shape:
+                raise ValueError(f'reward pyiqa {self.name}: sr of shape {tuple(sr.shape)}, gt of {tuple(gt.shape)}')
+            images.append(gt)
+        with torch.autocast(sr.device.type, enabled=False):
+            score, drew = self._score([image.float() for image in images])
+            if drew and len(sr) > 1:
+                rows = ([image[i : i + 1].float() for image in images] for i in range(len(sr)))
+                score = torch.cat([self._score(row)[0] for row in rows])
+        return RewardOutput(score)
+
+    def _score(self, images: list[Tensor]) -> tuple[Tensor, bool]:
+        """(B,), and whether random numbers were drawn for them."""
+        with FixedDraws(images[0].device) as draws:
+            try:
+                score = self.model(*images)
+            except AssertionError as error:  # pyiqa's word for an image that is too small, or out of range
+                raise ValueError(f'reward pyiqa {self.name}: {error}') from error
+        if score.numel() != len(images[0]):
+            raise ValueError(f'reward pyiqa {self.name}: {len(images[0])} images, scores {tuple(score.shape)}')
+        return score.reshape(-1).float(), draws.happened
+
+
+class FixedDraws:
+    """A context in which the global generators start from a fixed seed, and after which they are as they were.
+
+    Attributes:
+        happened: whether anything was drawn from one of them.
+    """
+
+    def __init__(self, device: torch.device):
+        self.happened = False
+        self.generators = [torch.default_generator]
+        if device.type == 'cuda':
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self.generators.append(torch.cuda.default_generators[index])
+
+    def __enter__(self) -> FixedDraws:
+        self.before = random.getstate(), np.random.get_state(), [g.get_state() for g in self.generators]
+        random.seed(SEED)
+        np.random.seed(SEED)
+        for generator in self.generators:
+            generator.manual_seed(SEED)
+        self.start = self._states()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.happened = self._states() != self.start
+        random.setstate(self.before[0])
+        np.random.set_state(self.before[1])
+        for generator, state in zip(self.generators, self.before[2]):
+            generator.set_state(state)
+
+    def _states(self) -> list[Any]:
+        numpy = np.random.get_state()
+        own = [bytes(g.get_state().numpy()) for g in self.generators]
+        return [random.getstate(), numpy[1].tobytes(), *numpy[2:], *own]
+
+
+def _import_arch(metric: str) -> None:
+    """Import the one file that defines a metric's network.
+
+    pyiqa looks for it under the network's name and, where the file has another, imports all of them; with Q-Align's
+    that replaces parts of transformers' Llama.
+    """
+    import pyiqa.archs
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    network = DEFAULT_CONFIGS[metric]['metric_opts']['type']
+    for file in sorted(Path(pyiqa.archs.__file__).parent.glob('*_arch.py')):
+        if re.search(rf'^class {network}\(', file.read_text(encoding='utf-8'), re.MULTILINE):
+            importlib.import_module(f'pyiqa.archs.{file.stem}')
+            return
 
 
 def describe_download(error: BaseException) -> str:
@@ -95,8 +194,9 @@ def describe_download(error: BaseException) -> str:
             if isinstance(value, str):
                 folder = value.rpartition('/')[0] if name in ('cached_file', 'dst') else value
         trace = trace.tb_next
+    reason = (str(error).strip().splitlines() or [''])[0]
     if source is None:
-        return f'its weights cannot be read ({error})'
+        return f'its weights cannot be read ({type(error).__name__}: {reason:.200})'
     what = file or source.rpartition('/')[2]
     where = f' in {folder}' if folder else ''
-    return f'weights {what} are not{where}, and could not be fetched from {source} ({str(error).splitlines()[0]:.120})'
+    return f'weights {what} are not{where}, and could not be fetched from {source} ({reason:.120})'
