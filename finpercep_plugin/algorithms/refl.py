@@ -6,7 +6,7 @@ Formulas: METHOD.md §5; FinPercep-RM supplement Eq. 1-2; ImageReward (Xu et al.
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 
@@ -74,7 +74,10 @@ class ReFL:
         eta: noise of the rollout's steps, 0 (DDIM) .. 1 (DDPM); eps and v only; None: the generator's own.
         decode_size: side in pixels of the square of sr that is decoded and rewarded, at a new place each iteration, the
             same for the whole batch; None: all of it. Saves the memory of the decoder's and the reward's activations.
+        micro_batch: samples in one forward and backward pass; None: the whole batch.
     """
+
+    needs_gradient, needs_reference = True, False
 
     def __init__(
         self,
@@ -87,10 +90,64 @@ class ReFL:
         steps: Optional[int] = None,
         eta: Optional[float] = None,
         decode_size: Optional[int] = None,
+        micro_batch: Optional[int] = None,
     ):
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(f'ReFL: micro_batch must be 1 or more, got {micro_batch}')
         self.k_start, self.k_end = k_start, k_end
         self.weight, self.margin, self.pretrain_weight = weight, margin, pretrain_weight
         self.guidance, self.steps, self.eta, self.decode_size = guidance, steps, eta, decode_size
+        self.micro_batch = micro_batch
+
+    def check(self, generator: Any) -> None:
+        """Whether the settings fit the generator, which may have no networks yet.
+
+        Raises:
+            ValueError: see `window`.
+        """
+        self.window(generator)
+
+    def updates(
+        self,
+        generator: Any,
+        lq: torch.Tensor,
+        gt: torch.Tensor,
+        reward_fn: Callable[..., Any],
+        seed: int,
+        iteration: int,
+        samples: Sequence[int],
+        exchange: Any,
+    ) -> Iterator[Iterator[Tuple[torch.Tensor, Dict[str, torch.Tensor]]]]:
+        """The one optimiser update of an iteration, as micro-batches of (loss, diagnostics); the losses add up to the batch's mean.
+
+        Args:
+            generator: in training.
+            lq: (B, 3, h, w), [0, 1].
+            gt: (B, 3, H, W), [0, 1].
+            reward_fn: (sr, lq=, gt=, prompt=) -> RewardOutput, with gradient.
+            seed: of the run.
+            iteration: of the run.
+            samples: B global sample indices.
+            exchange: not used: the mean over ranks is the caller's.
+        """
+        yield self._parts(generator, lq, gt, reward_fn, seed, iteration, samples)
+
+    def _parts(
+        self,
+        generator: Any,
+        lq: torch.Tensor,
+        gt: torch.Tensor,
+        reward_fn: Callable[..., Any],
+        seed: int,
+        iteration: int,
+        samples: Sequence[int],
+    ) -> Iterator[Tuple[torch.Tensor, Dict[str, torch.Tensor]]]:
+        size = self.micro_batch or len(lq)
+        for first in range(0, len(lq), size):
+            part = slice(first, first + size)
+            cond = generator.condition(lq[part])
+            loss, seen = self.loss(generator, cond, gt[part], reward_fn, seed, iteration, samples[part])
+            yield loss * (len(cond) / len(lq)), seen
 
     def window(self, generator: Any) -> Tuple[int, int]:
         """(first, last) step index that may be k, for this generator; call it early, to find a wrong setting.

@@ -100,6 +100,9 @@ def main(argv: List[str] | None = None) -> int:
     for name in (n for n in args.only if n != 'rm'):
         words = ' '.join(shlex.quote(word) for word in overrides(made, name))
         print(f'\npython -m finpercep_plugin.train -opt options/ccl_refl_{name}.yml --force_yml {words}')
+        options = ' '.join(f'--set {shlex.quote(f"{k}={v}")}' for k, v in made[name].items() if k != 'weights')
+        weights = shlex.quote(made[name]['weights'])
+        print(f'finpercep-super-resolve lq --out sr -opt options/ccl_refl_{name}.yml --weights {weights} {options}')
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Iterable, Iterator, Tuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from finpercep_plugin.models.options import TrainOptions
 
 __all__ = ['FinPercepModel', 'cosine_rate']
 
+Micro = Tuple[Tensor, dict[str, Tensor]]
 BUCKET = 2**26
 """Gradient elements that ranks exchange at once: 256 MiB."""
 
@@ -102,33 +103,51 @@ class FinPercepModel(BaseModel):
         for group in self.optimizers[0].param_groups:
             group['lr'] = group['initial_lr'] * rate
 
+    def updates(self, current_iter: int) -> Iterator[Iterator[Micro]]:
+        """The optimiser updates of an iteration, each as micro-batches whose losses add up to its loss; `losses` alone unless
+        overridden. Parameters change between them.
+        """
+        yield iter([self.losses(current_iter)])
+
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step. A loss or gradient that is not finite on any rank skips the step on all of them.
+        """One iteration. A loss or gradient that is not finite on any rank skips its update on all of them.
 
         Raises:
-            FloatingPointError: `max_bad_steps` steps were bad; the state is saved first.
+            FloatingPointError: `max_bad_steps` updates were bad; the state is saved first.
         """
+        seen: list[dict[str, Tensor]] = []
+        updates = self.updates(current_iter)
+        while (update := self._next(updates)) is not None:
+            seen.append(self._update(update, current_iter))
+        self.log_dict = OrderedDict(_mean_terms(seen))
+        self.log_dict['bad_steps'] = torch.tensor(float(self.bad_steps), device=self.device)
+
+    def _next(self, iterator: Iterator[Any]) -> Any:
+        with self.autocast():
+            return next(iterator, None)
+
+    def _update(self, micro_batches: Iterator[Micro], current_iter: int) -> dict[str, Tensor]:
+        """One optimiser update; what it measured, its terms the means over micro-batches."""
         optimizer = self.optimizers[0]
         optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            total, terms = self.losses(current_iter)
-        if total.requires_grad and torch.isfinite(total):
-            total.backward()
-        finite = self._sync_gradients(total.detach())
-        self.log_dict = OrderedDict((k, v.detach().float()) for k, v in terms.items())
-        self.log_dict['l_total'] = total.detach()
-        if finite:
-            limit = self.settings.grad_clip or math.inf
-            self.log_dict['grad_norm'] = nn.utils.clip_grad_norm_(self.trained.values(), limit)
-            optimizer.step()
-            decay = min(
-                self.settings.ema_decay, (1 + current_iter) / (10 + current_iter)
-            )  # short runs forget their start
-            for name, shadow in self.ema.items():
-                shadow.lerp_(self.trained[name].detach(), 1 - decay)
-        else:
-            self._bad_step(current_iter, total.detach())
-        self.log_dict['bad_steps'] = torch.tensor(float(self.bad_steps), device=self.device)
+        total, parts = torch.zeros((), device=self.device), []
+        while (micro := self._next(micro_batches)) is not None:
+            loss, terms = micro
+            if loss.requires_grad and torch.isfinite(loss):
+                loss.backward()
+            total = total + loss.detach().float()
+            parts.append({k: torch.as_tensor(v, device=self.device).detach().float() for k, v in terms.items()})
+        finite = self._sync_gradients(total)
+        seen = {**_mean_terms(parts), 'l_total': total}
+        if not finite:
+            self._bad_step(current_iter, total)
+            return seen
+        seen['grad_norm'] = nn.utils.clip_grad_norm_(self.trained.values(), self.settings.grad_clip or math.inf)
+        optimizer.step()
+        decay = min(self.settings.ema_decay, (1 + current_iter) / (10 + current_iter))  # short runs forget their start
+        for name, shadow in self.ema.items():
+            shadow.lerp_(self.trained[name].detach(), 1 - decay)
+        return seen
 
     @property
     def bf16(self) -> bool:
@@ -287,6 +306,16 @@ class FinPercepModel(BaseModel):
             path = Path(self.opt['path']['visualization']) / f'{dataset}_panel_{current_iter}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path)
+
+
+def _mean_terms(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of each term over the parts that have it.
+
+    >>> {k: float(v) for k, v in _mean_terms([{'a': torch.tensor(1.0)}, {'a': torch.tensor(3.0), 'b': torch.tensor(5.0)}]).items()}
+    {'a': 2.0, 'b': 5.0}
+    """
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.stack([p[name].reshape(()) for p in parts if name in p]).mean() for name in names}
 
 
 def _buckets(tensors: list[Tensor], size: int) -> list[list[Tensor]]:

@@ -9,7 +9,7 @@ __all__ = ['cast_frozen']
 
 
 def cast_frozen(module: nn.Module, dtype: torch.dtype = torch.bfloat16) -> int:
-    """Hold the weights of linear and convolution layers without a trained parameter in `dtype`, in place.
+    """Hold the weights of linear, convolution and attention layers without a trained parameter in `dtype`, in place.
 
     Norms, embeddings and all trained parameters stay float32. Calls must then be under autocast to `dtype`.
 
@@ -23,7 +23,7 @@ def cast_frozen(module: nn.Module, dtype: torch.dtype = torch.bfloat16) -> int:
     """
     count = 0
     for layer in module.modules():
-        plain = isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))
+        plain = isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention))
         own = list(layer.parameters(recurse=False))
         if plain and own and not any(p.requires_grad for p in layer.parameters()):
             layer.to(dtype)

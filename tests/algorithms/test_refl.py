@@ -14,7 +14,7 @@ from finpercep_plugin.generators.tiny_diffusion import TinyDiffusion  # noqa: E4
 from finpercep_plugin.registry import ALGORITHMS  # noqa: E402
 from finpercep_plugin.rewards.base import RewardOutput  # noqa: E402
 from finpercep_plugin.rng import keyed_randn  # noqa: E402
-from finpercep_plugin.rollout import super_resolve  # noqa: E402
+from finpercep_plugin.rollout import step_x0, super_resolve  # noqa: E402
 
 
 def brightness(sr, lq=None, gt=None, prompt=None):
@@ -180,15 +180,12 @@ def test_gradient_reaches_the_start_at_its_step_alone(steps):
         refl = ReFL(k_start=k, k_end=k, weight=1.0, pretrain_weight=0.0)
         grads = gradient(generator, refl, [0, 1], [0, 1])[2]
         assert ('gain' in grads) == (k == 0) and 'network.unet.conv_out.weight' in grads
-        if k:
-            continue
-        ends = []
-        for move in (0.01, -0.02):
-            generator.gain.data.add_(move)
-            ends.append(gradient(generator, refl, [0, 1], [0, 1])[0])
-        generator.gain.data.add_(0.01)
-        expected = ((ends[0] - ends[1]) / 0.02).item()
-        assert grads['gain'].item() == pytest.approx(expected, rel=0.02) and abs(expected) > 1e-3
+        if k == 0:
+            cond, noise = generator.condition(data()[0][:2]), keyed_randn((3, 16, 16), [0, 1], 3, 5, 'refl start')
+            x_t = (generator.gain.detach() * noise).requires_grad_()
+            sr = generator.decode(step_x0(generator, x_t, 0, cond), cond)
+            (2 - brightness(sr).score).mean().backward()
+            assert grads['gain'].item() == pytest.approx((x_t.grad * noise).sum().item(), rel=1e-4) != 0
 
 
 def test_the_first_step_is_the_samplers():
@@ -241,8 +238,8 @@ class TestDecodeSize:
         assert refl.region(generator, (16, 12), 0, 1) is None and ReFL().region(generator, (64, 64), 0, 1) is None
 
     def test_gradient_stays_inside(self):
-        generator, (lq, gt) = make(), data(2)
-        cond, refl = generator.condition(lq), ReFL(k_start=0, k_end=0, weight=1.0, decode_size=4)
+        generator, refl = make(), ReFL(k_start=0, k_end=0, weight=1.0, decode_size=4)
+        cond = generator.condition(data(2)[0])
         latent = torch.zeros(2, 3, 16, 16, requires_grad=True)
         top, left, *_ = region = refl.region(generator, (16, 16), 0, 7)
         brightness(generator.decode(latent, cond, region)).score.sum().backward()

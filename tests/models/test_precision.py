@@ -16,6 +16,7 @@ def network():
             'norm': nn.GroupNorm(2, 8),
             'embedding': nn.Embedding(4, 8),
             'linear': nn.Linear(8, 8, bias=False),
+            'attention': nn.MultiheadAttention(8, 2, batch_first=True),
             'out': nn.Linear(8, 1),
         }
     )
@@ -27,9 +28,11 @@ def test_frozen_linear_and_convolution_layers_alone():
     count = cast_frozen(net)
     kinds = {name: value.dtype for name, value in net.named_parameters()}
     low = {name for name, dtype in kinds.items() if dtype == torch.bfloat16}
-    assert low == {'conv.weight', 'conv.bias', 'up.weight', 'up.bias', 'linear.weight'}
+    attention = {'in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias'}
+    attention = {f'attention.{name}' for name in attention}
+    assert low == {'conv.weight', 'conv.bias', 'up.weight', 'up.bias', 'linear.weight', *attention}
     assert set(kinds.values()) == {torch.bfloat16, torch.float32}
-    assert count == 8 * 3 * 9 + 8 + 8 * 8 * 4 + 8 + 64
+    assert count == 8 * 3 * 9 + 8 + 8 * 8 * 4 + 8 + 64 + 4 * (64 + 8)
 
 
 def test_nothing_that_trains():
@@ -56,6 +59,7 @@ def test_the_layers_below_a_lora_are_cast_and_the_adapters_are_not():
 
 def run(net, image):
     hidden = net['norm'](net['up'](net['conv'](image))).mean((2, 3)) + net['embedding'](torch.tensor([1]))
+    hidden = hidden + net['attention'](*[hidden[:, None]] * 3, need_weights=False)[0][:, 0]
     return net['out'](net['linear'](hidden)).float().sum()
 
 
