@@ -157,7 +157,13 @@ def super_resolve(
 
 
 def sample_images(
-    generator: Any, lq: torch.Tensor, samples: Sequence[int], seed: int, purpose: str, **sampler: Any
+    generator: Any,
+    lq: torch.Tensor,
+    samples: Sequence[int],
+    seed: int,
+    purpose: str,
+    cond: Optional[Condition] = None,
+    **sampler: Any,
 ) -> torch.Tensor:
     """`super_resolve` with the noise of row i keyed on (seed, purpose, samples[i]): its result is the same in any batch.
 
@@ -167,10 +173,11 @@ def sample_images(
         samples: B indices.
         seed: of the noise.
         purpose: of the noise.
+        cond: `generator.condition(lq)`, if it is there already.
         sampler: `steps`, `guidance`, `eta` of `super_resolve`.
     """
     with _no_gradient():
-        cond = generator.condition(lq)
+        cond = generator.condition(lq) if cond is None else cond
     shape, device = generator.latent_shape(cond), lq.device
 
     def draw(index: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from finpercep_plugin.diffusion.schedule import DiscreteSchedule, FlowSchedule
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.rng import keyed_randn
-from finpercep_plugin.rollout import rollout, sampler_steps, step_x0, super_resolve
+from finpercep_plugin.rollout import rollout, sample_images, sampler_steps, step_x0, super_resolve
 
 
 class Constant(torch.nn.Module):
@@ -131,6 +131,21 @@ def test_casts_made_without_gradient_are_not_kept():
     assert not any(kept) and torch.is_autocast_cache_enabled() and torch.is_grad_enabled()
     step_x0(generator, noise, 1, _cond())
     assert len(kept) == 5 and kept[-1]
+
+
+def test_casts_of_a_condition_with_trained_parts_are_not_kept():
+    kept = []
+
+    class Watched(Constant):
+        def condition(self, lq, prompt=None):
+            kept.append(torch.is_autocast_cache_enabled() or torch.is_grad_enabled())
+            return super().condition(lq, prompt)
+
+        def latent_shape(self, cond):
+            return (1, 1, 2)
+
+    sample_images(Watched(), torch.zeros(2, 1, 1, 2), [3, 4], 0, 'test')
+    assert kept == [False] and torch.is_autocast_cache_enabled() and torch.is_grad_enabled()
 
 
 def test_gradient_under_autocast_is_that_of_the_step_alone():

@@ -70,7 +70,9 @@ def check_reward(section: Any, path: str) -> list[str]:
         return collect(lambda: build(REWARDS, section, path))
     options = {k: v for k, v in section.items() if k != 'type'}
     problems = collect(lambda: arguments(REWARDS.get(kind), options, path))
-    if not problems and not getattr(REWARDS.get(kind), 'loads_weights', False):
+    if not problems and hasattr(REWARDS.get(kind), 'check'):
+        problems = collect(lambda: REWARDS.get(kind).check(options, path))
+    elif not problems and not getattr(REWARDS.get(kind), 'loads_weights', False):
         problems = collect(lambda: build(REWARDS, section, path))
     return problems
 
@@ -111,15 +113,19 @@ class GeneratorModel(FinPercepModel):
         return list(range(first, first + batch))
 
     @torch.no_grad()
-    def super_resolve(self, lq: Tensor, samples: list[int], purpose: str, **sampler: Any) -> Tensor:
-        """sr (B, 3, H, W) of lq (B, 3, h, w); the noise of row i is keyed on (seed, purpose, samples[i]).
+    def super_resolve(
+        self, lq: Tensor, samples: list[int], purpose: str, **sampler: Any
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """sr (B, 3, H, W) of lq (B, 3, h, w), and the texts it was made with; the noise of row i is keyed on (seed, purpose, samples[i]).
 
         Args:
             sampler: `steps`, `guidance`, `eta`; validation's unless given.
         """
         options = {'guidance': self.val_options.guidance, 'steps': self.val_options.steps, **sampler}
         with self.autocast():
-            return sample_images(self.net_g, lq, samples, self.seed, purpose, **options)
+            cond = self.net_g.condition(lq)
+            sr = sample_images(self.net_g, lq, samples, self.seed, purpose, cond, **options)
+        return sr, self.net_g.prompts(cond)
 
     def panel_map(self, sr: Tensor, lq: Tensor, gt: Tensor | None) -> Tensor | None:
         """A degradation map (B, 1, H, W) to show beside sr, if the model has one."""
@@ -138,8 +144,8 @@ class GeneratorModel(FinPercepModel):
             for index in self.shard(dataset):
                 item = dataset[index]
                 lq, gt = item['lq'][None].to(self.device), item.get('gt')
-                sr = self.super_resolve(lq, [index], f'validation {name}')
-                for key, value in self._measure(sr, gt, lq).items():
+                sr, prompt = self.super_resolve(lq, [index], f'validation {name}')
+                for key, value in self._measure(sr, gt, lq, prompt).items():
                     sums[key][0] += value
                     sums[key][1] += 1
                 if save_img:
@@ -157,7 +163,7 @@ class GeneratorModel(FinPercepModel):
         if panel:
             self.report_panel(name, grid(panel), current_iter, tb_logger, save_img)
 
-    def _measure(self, sr: Tensor, gt: Tensor | None, lq: Tensor) -> dict[str, float]:
+    def _measure(self, sr: Tensor, gt: Tensor | None, lq: Tensor, prompt: tuple[str, ...]) -> dict[str, float]:
         """Every metric and reward that this sample has what it takes for: gt, and size."""
         values = {}
         images = {'img': _bgr(sr[0])} if gt is None else {'img': _bgr(sr[0]), 'img2': _bgr(gt)}
@@ -171,7 +177,7 @@ class GeneratorModel(FinPercepModel):
         for key, reward in self.heldout.items():
             if gt is not None or 'gt' not in reward.needs:
                 with self.autocast():
-                    values[key] = float(reward(sr, lq=lq, gt=batched_gt).score[0])
+                    values[key] = float(reward(sr, lq=lq, gt=batched_gt, prompt=list(prompt)).score[0])
         return values
 
     def _panel_row(self, lq: Tensor, sr: Tensor, gt: Tensor | None) -> list[np.ndarray]:

@@ -192,11 +192,11 @@ class RLModel(GeneratorModel):
             items = [dataset[i] for i in part]
             lq, gt = (torch.stack([item[k] for item in items]).to(self.device) for k in ('lq', 'gt'))
             sampler = {name: getattr(self.algorithm, name) for name in ('guidance', 'steps', 'eta')}
-            sr = self.super_resolve(lq, part, 'calibration', **sampler)
+            sr, prompt = self.super_resolve(lq, part, 'calibration', **sampler)
             sr, lq, gt = self._rewarded(sr, lq, gt, part)
             for row, stage in enumerate(stages):
                 with self.autocast():
-                    raw[row, part] = self.reward.raw(sr, stage, lq=lq, gt=gt).score.double().cpu()
+                    raw[row, part] = self.reward.raw(sr, stage, lq=lq, gt=gt, prompt=list(prompt)).score.double().cpu()
         raw = self.reduce_sum(raw)
         for row, stage in enumerate(stages):
             self.schedule.statistics.measure(stage, raw[row])

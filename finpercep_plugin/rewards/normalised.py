@@ -24,6 +24,11 @@ class NormalisedReward(nn.Module):
         super().__init__()
         self.reward, self.statistics = reward, statistics
 
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """Of the reward: what may be held in bfloat16."""
+        return list(getattr(self.reward, 'encoders', ()))
+
     def raw(
         self,
         sr: Tensor,

@@ -119,9 +119,9 @@ def test_calibration_sees_parts_of_the_size_that_is_rewarded(released, tmp_path,
 
     sizes, raw = [], FinPercepReward.raw
 
-    def watch(self, sr, stage, **images):
+    def watch(self, sr, stage, prompt=None, **images):
         sizes.append([tuple(image.shape) for image in (sr, *(i for i in images.values() if i is not None))])
-        return raw(self, sr, stage, **images)
+        return raw(self, sr, stage, prompt=prompt, **images)
 
     monkeypatch.setattr(FinPercepReward, 'raw', watch)
     opt = released(decode_size=16)
