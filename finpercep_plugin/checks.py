@@ -17,6 +17,7 @@ from typing import Any, Iterator, Mapping
 
 from finpercep_plugin import registry
 from finpercep_plugin.config import ConfigError, arguments, check_file, collect, parse
+from finpercep_plugin.generators.released import is_hub_id
 from finpercep_plugin.integrations import schema
 from finpercep_plugin.registry import nearest
 
@@ -285,6 +286,8 @@ def _check_weights(value: Any, path: tuple[str, ...] = ()) -> list[str]:
         return [p for k, v in value.items() if (*path, k) != ('path',) for p in _check_weights(v, (*path, str(k)))]
     if isinstance(value, list):
         return [p for i, v in enumerate(value) for p in _check_weights(v, (*path[:-1], f'{path[-1]}[{i}]'))]
+    if path[:1] == ('generator',) and is_hub_id(str(value)):
+        return []
     if isinstance(value, str) and value.endswith(_WEIGHTS):
         return collect(lambda: check_file(value, '$.' + '.'.join(path), 'weights'))
     return []

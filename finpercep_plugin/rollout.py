@@ -13,7 +13,17 @@ from finpercep_plugin.diffusion.steps import gaussian_log_prob, step
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.rng import keyed_randn
 
-__all__ = ['Draw', 'Steps', 'Trajectory', 'rollout', 'sample_images', 'sampler_steps', 'step_x0', 'super_resolve']
+__all__ = [
+    'Draw',
+    'Steps',
+    'Trajectory',
+    'no_gradient',
+    'rollout',
+    'sample_images',
+    'sampler_steps',
+    'step_x0',
+    'super_resolve',
+]
 
 Steps = Union[int, Sequence[int], torch.Tensor, None]
 Draw = Callable[[int], torch.Tensor]
@@ -52,7 +62,7 @@ def sampler_steps(generator: Any, steps: Steps = None) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _no_gradient() -> Iterator[None]:
+def no_gradient() -> Iterator[None]:
     """torch.no_grad, in which autocast keeps no casts of the weights.
 
     Older versions of torch would use a cast made here again in the step with gradient, and none would reach the weight.
@@ -66,7 +76,10 @@ def _no_gradient() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-@_no_gradient()
+_no_gradient = no_gradient
+
+
+@no_gradient()
 def rollout(
     generator: Any,
     cond: Condition,
@@ -126,7 +139,7 @@ def step_x0(
     return to_x0(x_t, out, generator.schedule.level(t, x_t), generator.prediction)
 
 
-@_no_gradient()
+@no_gradient()
 def super_resolve(
     generator: Any,
     lq: torch.Tensor,
@@ -176,7 +189,7 @@ def sample_images(
         cond: `generator.condition(lq)`, if it is there already.
         sampler: `steps`, `guidance`, `eta` of `super_resolve`.
     """
-    with _no_gradient():
+    with no_gradient():
         cond = generator.condition(lq) if cond is None else cond
     shape, device = generator.latent_shape(cond), lq.device
 

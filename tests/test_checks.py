@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finpercep_plugin.checks import check_options, check_yaml, uses_plugin
+from finpercep_plugin.checks import _check_weights, check_options, check_yaml, uses_plugin
 from finpercep_plugin.config import ConfigError
 from finpercep_plugin.integrations import basicsr
 
@@ -247,6 +247,14 @@ def test_yaml_files_that_are_none(tmp_path, text, message):
 def test_yaml_of_basicsr_is_only_read(tmp_path):
     (tmp_path / 'x.yml').write_text('model_type: SRModel\ntotal: !!float 5e3\n')
     assert check_yaml(str(tmp_path / 'x.yml')) == {'model_type': 'SRModel', 'total': 5000.0}
+
+
+def test_a_file_on_the_hub_is_not_looked_for_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = {'type': 'OSEDiff', 'base': 'org/sd2', 'weights': 'org/name/osediff.pkl'}
+    opt = {'generator': {**section, 'cfw': 'org/name/x.ckpt'}, 'reward': {'rm': 'org/name/x.pth'}}
+    assert [p for p in _check_weights(opt) if 'generator' in p] == []
+    assert [p for p in _check_weights(opt) if 'not found at' in p and '$.reward.rm' in p]
 
 
 SHIPPED = [

@@ -33,9 +33,14 @@ def add_lora(
 
     Returns:
         the names of the adapted modules.
+
+    Raises:
+        ValueError: there are none to adapt.
     """
     if targets is None:
         targets = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    if not targets:
+        raise ValueError('a LoRA needs linear or convolution layers, and there are none among the chosen parameters')
     exactly = '|'.join(re.escape(name) for name in targets)  # a list would be taken for endings of names too
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly, lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):

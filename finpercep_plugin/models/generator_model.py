@@ -21,7 +21,7 @@ from finpercep_plugin.models.options import ValOptions
 from finpercep_plugin.models.panels import map_picture, picture
 from finpercep_plugin.models.precision import cast_frozen
 from finpercep_plugin.registry import REWARDS
-from finpercep_plugin.rollout import sample_images
+from finpercep_plugin.rollout import no_gradient, sample_images
 from finpercep_plugin.visual import grid
 
 __all__ = [
@@ -112,7 +112,7 @@ class GeneratorModel(FinPercepModel):
         first = ((current_iter - 1) * self.opt['world_size'] + self.opt['rank']) * batch
         return list(range(first, first + batch))
 
-    @torch.no_grad()
+    @no_gradient()
     def super_resolve(
         self, lq: Tensor, samples: list[int], purpose: str, **sampler: Any
     ) -> tuple[Tensor, tuple[str, ...]]:

@@ -250,7 +250,8 @@ class RLModel(GeneratorModel):
             with self.ema_weights():
                 self.net_g.save(folder / 'generator_latest.pth', layout='own')
                 if released is not None:
-                    self._save_original(folder / f'original_latest{released.path.suffix}')
+                    suffix = released.path.suffix if released.path.is_file() else ''
+                    self._save_original(folder / f'original_latest{suffix}')
 
     def _save_original(self, path: Path) -> None:
         try:

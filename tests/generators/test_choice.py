@@ -38,6 +38,13 @@ def test_reference_by_hand():
     assert part(x).item() == 5.0
 
 
+def test_a_lora_on_nothing():
+    part = TrainedPart(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), released=['1.*'])
+    with pytest.raises(ValueError, match='a LoRA needs linear or convolution layers, and there are none'):
+        part.choose('lora', 2, 2.0)
+    assert part.lora is None and not part.names
+
+
 def test_a_copy_is_of_its_own_network():
     model = nn.Module()
     model.network = network()
