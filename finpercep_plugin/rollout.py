@@ -76,9 +76,6 @@ def no_gradient() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-_no_gradient = no_gradient
-
-
 @no_gradient()
 def rollout(
     generator: Any,

@@ -107,6 +107,10 @@ class ReFL:
         """
         self.window(generator)
 
+    def shorten(self) -> None:
+        """For a dry run: the step with gradient is the sampler's first."""
+        self.k_start = self.k_end = 0
+
     def updates(
         self,
         generator: Any,

@@ -214,11 +214,10 @@ class RLModel(GeneratorModel):
         return tuple(torch.cat(images) for images in zip(*parts))
 
     def prepare_dry_run(self) -> None:
-        """No calibration, and no rollout before the step with gradient."""
+        """No calibration, and the shortest rollout that the algorithm knows."""
         for stage in self.schedule.used_stages():
             self.schedule.statistics.set(stage, 0.0, 1.0)
-        if hasattr(self.algorithm, 'k_start'):
-            self.algorithm.k_start = self.algorithm.k_end = 0
+        self.algorithm.shorten()
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
         return {**super().training_state(epoch, current_iter), 'ccl': self.schedule.state_dict()}
