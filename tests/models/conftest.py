@@ -28,6 +28,14 @@ NETWORK = {
 }
 
 
+ALGORITHMS = {
+    'refl': ('FinPercepReFLModel', {'type': 'ReFL', 'weight': 0.1}),
+    'dpo': ('FinPercepDPOModel', {'type': 'DPO', 'members': 4, 'best': 1}),
+    'grpo': ('FinPercepGRPOModel', {'type': 'FlowGRPO', 'group': 4}),
+    'rfsr': ('FinPercepRFSRModel', {'type': 'RFSR', 'gram_weight': 0.0, 'll_weight': 0.1, 'reward_weight': 0.1}),
+}
+
+
 @pytest.fixture(scope='session')
 def fgr_set(tmp_path_factory) -> Path:
     """12 samples of 32 px from 4 photos of noise on gradients."""
@@ -56,7 +64,7 @@ def generator_file(tmp_path_factory) -> str:
 
 @pytest.fixture
 def options(fgr_set, generator_file, tiny_rms, tmp_path, monkeypatch):
-    """options(kind) -> options of 'rm', 'diffusion' or 'refl', 4 iterations; the current folder is a new one."""
+    """options(kind) -> options of 'rm', 'diffusion' or one of ALGORITHMS, 4 iterations; the current folder is a new one."""
     monkeypatch.chdir(tmp_path)
     data = {'type': 'FinPercepFGRDataset', 'dataroot': str(fgr_set)}
     common = {
@@ -98,12 +106,12 @@ def options(fgr_set, generator_file, tiny_rms, tmp_path, monkeypatch):
             return opt
         opt |= {'model_type': 'FinPercepDiffusionModel', 'generator': copy.deepcopy(GENERATOR)}
         opt['val']['metrics'] = {'psnr': {'type': 'calculate_psnr', 'crop_border': 2}}
-        if kind == 'refl':
-            opt |= {'model_type': 'FinPercepReFLModel'}
+        if kind in ALGORITHMS:
+            opt['model_type'], algorithm = ALGORITHMS[kind]
             opt['generator'] |= {'weights': generator_file, 'train': 'all'}
             opt['reward'] = {'type': 'FinPercep', 'rms': [tiny_rms[k] for k in range(3)]}
             opt['train'] |= {
-                'algorithm': {'type': 'ReFL', 'weight': 0.1},
+                'algorithm': dict(algorithm),
                 'ccl': {'stages': [1, 1, 2], 'calibration': 6},
             }
             opt['val']['rewards'] = {

@@ -1,4 +1,4 @@
-"""The three models as processes: in another repository, killed and resumed, and as two processes under torchrun."""
+"""The models as processes: in another repository, killed and resumed, and as two processes under torchrun."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from finpercep_plugin.quickstart.page import read_scalars
 
 basicsr = pytest.importorskip('basicsr')
 pytestmark = pytest.mark.slow
-KINDS = ('rm', 'diffusion', 'refl')
+KINDS = ('rm', 'diffusion', 'refl', 'dpo', 'grpo', 'rfsr')
 
 
 def write(opt: dict, file: str) -> str:
@@ -49,7 +49,7 @@ def test_killed_at_any_moment_and_resumed_is_bit_identical(options, tmp_path, py
     opt = options(kind)
     opt['val'] = None
     opt['train']['total_iter'], opt['logger']['save_checkpoint_freq'] = 40, 3
-    if kind == 'refl':
+    if 'ccl' in opt['train']:
         opt['train']['ccl']['stages'] = [10, 10, 20]
     python('-m', 'finpercep_plugin.train', '-opt', write({**opt, 'name': 'whole'}, 'whole.yml'))
     write(opt, 'opt.yml')

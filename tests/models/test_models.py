@@ -1,4 +1,4 @@
-"""The three models through the training entry: what they write, that they resume exactly, and that bad steps do no harm."""
+"""The models through the training entry: what they write, that they resume exactly, and that bad steps do no harm."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from finpercep_plugin.config import ConfigError
 from finpercep_plugin.models.base_model import cosine_rate
 from finpercep_plugin.train import train_pipeline
 
-KINDS = ('rm', 'diffusion', 'refl')
+KINDS = ('rm', 'diffusion', 'refl', 'dpo', 'grpo', 'rfsr')
 
 
 def state(name: str, iteration: int) -> dict:
@@ -97,6 +97,38 @@ def test_refl_logs_every_term_with_its_spread_and_walks_the_stages(options, tmp_
     assert {'reward_map_max', 'reward_map_max_std', 'reward_score'} <= set(seen[2])
     ccl = state('refl', 4)['ccl']
     assert set(ccl['statistics']['mu']) == {0, 1, 2} and ccl['stage'] == 2
+
+
+@pytest.mark.parametrize('kind', ['dpo', 'grpo', 'rfsr'])
+def test_every_algorithm_trains_through_the_stages(options, tmp_path, kind):
+    opt = options(kind)
+    opt['train']['optim_g']['lr'] = 1e-3
+    train_pipeline(str(tmp_path), opt)
+    first, last = state(kind, 2), state(kind, 4)
+    assert last['ccl']['stage'] == 2 and last['bad_steps'] == 0
+    assert any(not torch.equal(value, last['trained'][name]) for name, value in first['trained'].items())
+
+
+def test_a_model_trains_by_its_own_algorithm(options, tmp_path):
+    opt = options('dpo')
+    opt['train']['algorithm'] = {'type': 'ReFL'}
+    with pytest.raises(ConfigError, match=r"algorithm.type: this model trains by DPO, got 'ReFL'"):
+        train_pipeline(str(tmp_path), opt)
+
+
+def test_rewards_without_a_gradient_are_for_algorithms_without(options, tmp_path, monkeypatch):
+    from finpercep_plugin.rewards.sharpness_reward import SharpnessReward
+
+    monkeypatch.setattr(SharpnessReward, 'differentiable', False)
+    for kind, ends in (('refl', False), ('rfsr', False), ('dpo', True), ('grpo', True)):
+        opt = options(kind)
+        opt['reward'] = {'type': 'Sharpness'}
+        opt['train']['ccl'] = {'calibration': 6}
+        if ends:
+            train_pipeline(str(tmp_path), opt)
+            continue
+        with pytest.raises(ConfigError, match='needs a gradient, and Sharpness has none; .* or use DPO or FlowGRPO'):
+            train_pipeline(str(tmp_path), opt)
 
 
 def test_lora_trains_alone_and_is_exported(options, tmp_path):
