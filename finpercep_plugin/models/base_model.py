@@ -17,22 +17,13 @@ from torch import Tensor, nn
 
 from finpercep_plugin.generators.checkpoint import write_weights
 from finpercep_plugin.models.options import TrainOptions
+from finpercep_plugin.models.steps import EmaWeights, buckets, cosine_rate, mean_terms
 
-__all__ = ['FinPercepModel', 'cosine_rate']
+__all__ = ['FinPercepModel', 'Micro']
 
 Micro = Tuple[Tensor, dict[str, Tensor]]
 BUCKET = 2**26
 """Gradient elements that ranks exchange at once: 256 MiB."""
-
-
-def cosine_rate(step: int, total: int, floor: float = 0.0) -> float:
-    """Factor of the learning rate at `step` (from 1) of `total`: half a cosine from 1 to `floor`.
-
-    >>> [round(cosine_rate(s, 11), 3) for s in (1, 6, 11)]
-    [1.0, 0.5, 0.0]
-    """
-    done = min(max(step - 1, 0) / max(total - 1, 1), 1.0)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class FinPercepModel(BaseModel):
@@ -119,7 +110,7 @@ class FinPercepModel(BaseModel):
         updates = self.updates(current_iter)
         while (update := self._next(updates)) is not None:
             seen.append(self._update(update, current_iter))
-        self.log_dict = OrderedDict(_mean_terms(seen))
+        self.log_dict = OrderedDict(mean_terms(seen))
         self.log_dict['bad_steps'] = torch.tensor(float(self.bad_steps), device=self.device)
 
     def _next(self, iterator: Iterator[Any]) -> Any:
@@ -138,7 +129,7 @@ class FinPercepModel(BaseModel):
             total = total + loss.detach().float()
             parts.append({k: torch.as_tensor(v, device=self.device).detach().float() for k, v in terms.items()})
         finite = self._sync_gradients(total)
-        seen = {**_mean_terms(parts), 'l_total': total}
+        seen = {**mean_terms(parts), 'l_total': total}
         if not finite:
             self._bad_step(current_iter, total)
             return seen
@@ -166,7 +157,7 @@ class FinPercepModel(BaseModel):
         for p in self.trained.values():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        pieces = _buckets([p.grad for p in self.trained.values()] + [total.reshape(1).float()], BUCKET)
+        pieces = buckets([p.grad for p in self.trained.values()] + [total.reshape(1).float()], BUCKET)
         if self.opt['dist']:
             for piece in pieces:
                 flat = torch.cat([g.flatten() for g in piece])
@@ -306,44 +297,3 @@ class FinPercepModel(BaseModel):
             path = Path(self.opt['path']['visualization']) / f'{dataset}_panel_{current_iter}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path)
-
-
-def _mean_terms(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of each term over the parts that have it.
-
-    >>> {k: float(v) for k, v in _mean_terms([{'a': torch.tensor(1.0)}, {'a': torch.tensor(3.0), 'b': torch.tensor(5.0)}]).items()}
-    {'a': 2.0, 'b': 5.0}
-    """
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: torch.stack([p[name].reshape(()) for p in parts if name in p]).mean() for name in names}
-
-
-def _buckets(tensors: list[Tensor], size: int) -> list[list[Tensor]]:
-    """Runs of `tensors` of at most `size` elements each, or one tensor."""
-    pieces: list[list[Tensor]] = []
-    held = size
-    for tensor in tensors:
-        if held + tensor.numel() > size:
-            pieces.append([])
-            held = 0
-        pieces[-1].append(tensor)
-        held += tensor.numel()
-    return pieces
-
-
-class EmaWeights:
-    """Swaps the shadow into the parameters on entry and back on exit."""
-
-    def __init__(self, trained: dict[str, nn.Parameter], ema: dict[str, Tensor]):
-        self.trained, self.ema, self.kept = trained, ema, {}
-
-    def __enter__(self) -> None:
-        with torch.no_grad():
-            for name, shadow in self.ema.items():
-                self.kept[name] = self.trained[name].detach().clone()
-                self.trained[name].copy_(shadow)
-
-    def __exit__(self, *exception: Any) -> None:
-        with torch.no_grad():
-            for name, value in self.kept.items():
-                self.trained[name].copy_(value)

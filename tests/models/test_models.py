@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from finpercep_plugin.config import ConfigError
-from finpercep_plugin.models.base_model import cosine_rate
+from finpercep_plugin.models.steps import cosine_rate
 from finpercep_plugin.train import train_pipeline
 
 KINDS = ('rm', 'diffusion', 'refl', 'dpo', 'grpo', 'rfsr')
