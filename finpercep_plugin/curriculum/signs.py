@@ -35,8 +35,8 @@ PERIODS = (2, 4, 8, 14, 16)
 TILE = 64
 """Side of the tiles that spectra are averaged over."""
 
-ROUNDING = 1 / 255**2 / 12
-"""Variance of rounding to 8 bit: what is below is not in the picture that is saved."""
+STEP = 1 / 255
+"""Of 8 bit: spectra and variations are measured above noise of this size, since weaker patterns are not seen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Sign:
 SIGNS = {
     'lq_psnr': Sign('higher', 1.0, 2.0),
     'hf_energy': Sign('same', 10.0, 10.0),
-    'flat_tv': Sign('lower', 6.0, 6.0),
-    **{f'lattice_{period}': Sign('lower', 6.0, 6.0) for period in PERIODS},
+    'flat_tv': Sign('lower', 10.0, 10.0),
+    **{f'lattice_{period}': Sign('lower', 10.0, 10.0) for period in PERIODS},
 }
 """How each value of `measure` is judged; all are in dB."""
 
@@ -74,9 +74,14 @@ def measure(sr: Tensor, lq: Tensor, periods: Sequence[int] = PERIODS) -> dict[st
     Returns:
         {name: (B,)}: lq_psnr, hf_energy, flat_tv, lattice_2 ...
 
+    Raises:
+        ValueError: another number of samples, or sides of sr below 16.
+
     >>> sorted(measure(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 16, 16)))[:5]
     ['flat_tv', 'hf_energy', 'lattice_14', 'lattice_16', 'lattice_2']
     """
+    if len(sr) != len(lq) or min(sr.shape[-2:]) < 16:
+        raise ValueError(f'expected one lq a sample and sr of 16 pixels or more, got {_shapes(sr, lq)}')
     rows = [_measure_one(sr[i : i + 1].float(), lq[i : i + 1].float(), periods) for i in range(len(sr))]
     return {name: torch.cat([row[name] for row in rows]) for name in (rows[0] if rows else ())}
 
@@ -84,11 +89,11 @@ def measure(sr: Tensor, lq: Tensor, periods: Sequence[int] = PERIODS) -> dict[st
 def _measure_one(sr: Tensor, lq: Tensor, periods: Sequence[int]) -> dict[str, Tensor]:
     image, spectra = luma(sr), {}
     fitting = {period: _tile(period, image) for period in periods if _fits(period, image)}
-    for tile in {_even(image), *fitting.values()}:
+    for tile in {_side(image), *fitting.values()}:
         spectra[tile] = spectrum(image, tile)
     return {
         'lq_psnr': lq_fidelity(sr, lq),
-        'hf_energy': high_frequency(spectra[_even(image)], sr.shape[-1] / lq.shape[-1]),
+        'hf_energy': high_frequency(spectra[_side(image)], sr.shape[-1] / lq.shape[-1]),
         'flat_tv': flat_variation(image, luma(lq)),
         **{f'lattice_{period}': lattice_peaks(spectra[tile], period) for period, tile in fitting.items()},
     }
@@ -115,7 +120,7 @@ def lq_fidelity(sr: Tensor, lq: Tensor) -> Tensor:
 def spectrum(image: Tensor, tile: int = TILE) -> Tensor:
     """Mean power spectrum of half overlapping tiles under a Hann window (Welch's method), their means taken away.
 
-    White noise of variance v has power v everywhere. `ROUNDING` is added.
+    White noise of variance v has power v everywhere. That of `STEP` is added.
 
     Args:
         image: (B, 1, H, W), sides of `tile` or more.
@@ -131,7 +136,7 @@ def spectrum(image: Tensor, tile: int = TILE) -> Tensor:
         tiles = sample.unfold(0, tile, tile // 2).unfold(1, tile, tile // 2).reshape(-1, tile, tile)
         tiles = tiles - tiles.mean(dim=(1, 2), keepdim=True)
         powers.append(torch.fft.fft2(tiles * window).abs().square().mean(0) / window.square().sum())
-    return torch.stack(powers) + ROUNDING
+    return torch.stack(powers) + STEP**2
 
 
 def high_frequency(power: Tensor, scale: float) -> Tensor:
@@ -154,7 +159,7 @@ def high_frequency(power: Tensor, scale: float) -> Tensor:
     return 10 * torch.log10(power[:, above].mean(1) / power[:, below if bool(below.any()) else ~above].mean(1))
 
 
-def lattice(image: Tensor, period: int, top: float = 0.1) -> Tensor:
+def lattice(image: Tensor, period: int, top: float = 0.05) -> Tensor:
     """How far the peaks of a lattice stand out of the spectrum, in dB; see `lattice_peaks`.
 
     Args:
@@ -163,21 +168,21 @@ def lattice(image: Tensor, period: int, top: float = 0.1) -> Tensor:
         top: share of the peaks that is taken.
 
     Returns:
-        (B,); below 6 for photos, whatever their texture.
+        (B,); about 1 for photos of any texture: of 391 crops of 128 px, 99 % are below 4.5 at any period.
 
     Raises:
         ValueError: an image too small, or an odd period.
 
     >>> checks = (torch.arange(64)[:, None] + torch.arange(64)) % 2
     >>> round(lattice(0.5 + 0.1 * checks[None, None].float(), period=2).item())
-    72
+    49
     """
     if period % 2 or not _fits(period, image):
         raise ValueError(f'lattice: expected an even period and sides of 4 x {period}, got {tuple(image.shape[-2:])}')
     return lattice_peaks(spectrum(image, _tile(period, image)), period, top)
 
 
-def lattice_peaks(power: Tensor, period: int, top: float = 0.1) -> Tensor:
+def lattice_peaks(power: Tensor, period: int, top: float = 0.05) -> Tensor:
     """Mean height, in dB, of the highest `top` share of the peaks at the multiples of 1 / period.
 
     A peak's height is its power over the geometric mean of two opposite neighbours, in that of four directions where it
@@ -209,7 +214,7 @@ def flat_variation(image: Tensor, lq: Tensor, share: float = 0.25) -> Tensor:
         share: of lq's pixels; flat are those whose 5 x 5 neighbourhood varies least.
 
     Returns:
-        (B,), at least that of half a step of 8 bit.
+        (B,), at least that of `STEP`.
 
     >>> image = torch.zeros(1, 1, 8, 8)
     >>> image[..., ::2] = 0.1
@@ -227,7 +232,11 @@ def flat_variation(image: Tensor, lq: Tensor, share: float = 0.25) -> Tensor:
         inside = flat.narrow(dim, 0, flat.shape[dim] - 1)
         step = image.float().diff(dim=dim).abs() * inside
         total = total + step.sum(dim=(1, 2, 3)) / inside.sum(dim=(1, 2, 3)).clamp_min(1)
-    return 20 * torch.log10(total.clamp_min(0.5 / 255))
+    return 20 * torch.log10(total.clamp_min(STEP))
+
+
+def _shapes(sr: Tensor, lq: Tensor) -> str:
+    return f'sr {tuple(sr.shape)} and lq {tuple(lq.shape)}'
 
 
 def _fits(period: int, image: Tensor) -> bool:
@@ -235,9 +244,10 @@ def _fits(period: int, image: Tensor) -> bool:
 
 
 def _tile(period: int, image: Tensor) -> int:
-    """Side of tiles that hold a whole number of periods, 4 or more, near `TILE`."""
-    return period * max(4, min(TILE, *image.shape[-2:]) // period)
+    """Side of tiles that hold a whole number of periods, 4 or more, near `_side`."""
+    return period * max(4, _side(image) // period)
 
 
-def _even(image: Tensor) -> int:
-    return min(TILE, *image.shape[-2:]) // 2 * 2
+def _side(image: Tensor) -> int:
+    """Side of tiles: even, at most `TILE`, and such that three or more fit across."""
+    return min(TILE, min(image.shape[-2:]) // 4 * 2)
