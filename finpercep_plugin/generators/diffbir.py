@@ -64,6 +64,7 @@ class DiffBIR(LatentGenerator):
 
     spacing = 'accumulated'
     released_names = ('controlnet.*',)
+    clamps_before_fix = False
     spatial = {'latent': 1, 'cleaned': 8}
     files = ('base', 'cleaner')
 

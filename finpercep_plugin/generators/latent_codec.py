@@ -27,12 +27,14 @@ class LatentCodec(nn.Module):
     Attributes:
         scale: side of sr / side of lq.
         stride: pixels of sr per latent cell.
+        clamps_before_fix: the colour fix gets a picture within [0, 1], as an 8-bit one is; else the decoder's own.
         spatial: {name of a tensor of the condition: its pixels per latent cell}: what is cut with a latent.
         vae: a diffusers AutoencoderKL, set by a subclass.
     """
 
     scale: ClassVar[int] = 4
     stride: ClassVar[int] = 8
+    clamps_before_fix: ClassVar[bool] = True
     spatial: ClassVar[Mapping[str, int]] = {'latent': 1}
 
     vae: nn.Module
@@ -77,7 +79,8 @@ class LatentCodec(nn.Module):
         image = self.pixels(window.cut(latent), self.window(cond, window))
         image = image[..., : target_image.shape[-2], : target_image.shape[-1]]
         reference = crop(self.color_reference(cond), region)
-        return straight_through_clamp(color_fix(straight_through_clamp(image), reference, self.color_fix))
+        image = straight_through_clamp(image) if self.clamps_before_fix else image
+        return straight_through_clamp(color_fix(image, reference, self.color_fix))
 
     def upscaled(self, lq: torch.Tensor) -> torch.Tensor:
         """(B, 3, h, w), [0, 1] -> (B, 3, h * scale, w * scale), [0, 1], bicubic."""

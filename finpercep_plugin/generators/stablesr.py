@@ -46,6 +46,7 @@ class StableSR(LatentGenerator):
 
     spacing = 'accumulated'
     released_names = ('unet.*.spade.*', 'structure.*')
+    clamps_before_fix = False
     spatial = {'latent': 1, 'image': 8}
     files = ('cfw', 'base')
 

@@ -252,8 +252,9 @@ def test_colours_come_from_the_cleaned_picture(make):
     generator, lq = make(), _lq()
     cond = generator.condition(lq)
     latent = _noise(generator, cond)
-    image = make(color_fix='none').decode(latent, cond)
-    expected = wavelet_reconstruction(image, cond.tensors['cleaned']).clamp(0, 1)
+    image = generator.pixels(latent, cond)  # beyond 0..1, as the original gives it to the colour fix
+    assert image.max() > 1
+    expected = wavelet_reconstruction(image[..., :48, :64], cond.tensors['cleaned']).clamp(0, 1)
     torch.testing.assert_close(generator.decode(latent, cond), expected, atol=1e-5, rtol=1e-4)
 
 

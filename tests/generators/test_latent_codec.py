@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip('diffusers')
 pytest.importorskip('peft')
+from finpercep_plugin.generators.color_fix import adain  # noqa: E402
 from finpercep_plugin.generators.pixels import upscale  # noqa: E402
 
 
@@ -130,6 +131,17 @@ class TestDecode:
         region = (8, 8, 16, 16)
         part = generator.decode(0.1 * noise_of(generator, cond), cond, region)
         torch.testing.assert_close(part.mean((2, 3)), cond.lq_up[..., 8:24, 8:24].mean((2, 3)), atol=2e-3, rtol=0)
+
+    @pytest.mark.parametrize('clamps', [True, False])
+    def test_colour_fix_of_a_picture_beyond_the_range(self, toy, monkeypatch, clamps):
+        generator = toy.make(color_fix='adain')
+        monkeypatch.setattr(type(generator), 'clamps_before_fix', clamps)
+        cond = generator.condition(images())
+        latent = 3 * noise_of(generator, cond)
+        image = generator.pixels(latent, cond)
+        assert image.max() > 1 and image.min() < 0
+        expected = adain(image.clamp(0, 1) if clamps else image, cond.lq_up).clamp(0, 1)
+        torch.testing.assert_close(generator.decode(latent, cond), expected)
 
     def test_saturated_pixels_keep_their_gradient(self, toy):
         generator = toy.make()

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip('diffusers')
 from finpercep_plugin.cli.tiny.stablesr import stablesr  # noqa: E402
+from finpercep_plugin.generators.color_fix import adain  # noqa: E402
 from finpercep_plugin.generators.stablesr import StableSR  # noqa: E402
 from finpercep_plugin.models.precision import cast_frozen  # noqa: E402
 from finpercep_plugin.rollout import rollout, step_x0, super_resolve  # noqa: E402
@@ -128,6 +129,15 @@ def test_cfw_decode(make):
     image = plain.padded(plain.upscaled(lq)) * 2 - 1
     expected = generator.cfw.decode_with(latent / 0.18215, generator.cfw.features(image), 1.0) / 2 + 0.5
     torch.testing.assert_close(pictures[2], expected[:, :, :52].clamp(0, 1), atol=1e-5, rtol=1e-5)
+
+
+def test_colours_come_from_the_upscaled_lq(make):
+    generator, lq = make(), _lq()
+    cond = generator.condition(lq)
+    latent = _noise(generator, cond)
+    image = generator.pixels(latent, cond)[..., :48, :64]  # beyond 0..1, as the original gives it to the colour fix
+    assert image.max() > 1
+    torch.testing.assert_close(generator.decode(latent, cond), adain(image, cond.lq_up).clamp(0, 1))
 
 
 def test_cfw_sees_the_region_that_is_decoded(make):

@@ -6,11 +6,15 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Optional
 
 import pytest
 import torch
 
-PARITY = Path(os.environ.get('FINPERCEP_PARITY', Path(__file__).resolve().parents[4] / 'shared/parity'))
+from finpercep_plugin.diffusion.schedule import DiscreteSchedule, alphas_cumprod, zero_terminal_snr
+
+PARITY = Path(os.environ.get('FINPERCEP_PARITY') or Path(__file__).resolve().parents[4] / 'shared/parity')
+SD_BETAS = (1000, 0.00085, 0.012)  # of Stable Diffusion: how many, first, last; generators have these by themselves
 
 
 def _read(file: Path) -> dict:
@@ -75,12 +79,28 @@ def full_keys(parity_root):
 
 
 @pytest.fixture(scope='session')
-def close():
-    """close(ours, expected, what): the largest difference is below `rtol` of the largest expected value."""
+def with_betas():
+    """with_betas(generator, steps, number, first, last) -> it, on that schedule if that is not Stable Diffusion's."""
 
-    def check(ours: torch.Tensor, expected: torch.Tensor, what: str, rtol: float = 1e-4) -> None:
-        assert ours is not None, f'{what}: nothing came'
-        ours = ours.detach()
+    def change(generator, steps: int, *betas: float, zero_snr: bool = False):
+        if betas != SD_BETAS:
+            alphas = alphas_cumprod('scaled_linear', *betas)
+            generator.schedule = DiscreteSchedule(zero_terminal_snr(alphas) if zero_snr else alphas)
+            generator.steps = generator.timesteps(steps)
+        return generator
+
+    return change
+
+
+@pytest.fixture(scope='session')
+def close():
+    """close(ours, expected, what): the largest difference is below `rtol` of the largest expected value.
+
+    None, a gradient that did not come, is 0.
+    """
+
+    def check(ours: Optional[torch.Tensor], expected: torch.Tensor, what: str, rtol: float = 1e-4) -> None:
+        ours = torch.zeros_like(expected) if ours is None else ours.detach()
         assert ours.shape == expected.shape, f'{what}: shape {tuple(ours.shape)}, expected {tuple(expected.shape)}'
         error = (ours.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-12)
         assert error < rtol, f'{what}: relative error {float(error):.2e}'

@@ -66,14 +66,14 @@ def in_file(module, keys):
 
 @pytest.fixture
 def control(parity):
-    """(fixture, network, {released name: parameter} of the ControlNet)."""
+    """(fixture, network, {part.released name: parameter})."""
     fixture = parity('diffbir_controlnet')
     state, unet_state = fixture.weights(), fixture.weights('unet_keys.json')
     heads = {part: fixture.config[part]['num_head_channels'] for part in ('controlnet', 'unet')}
     controlnet = IRControlNet(**controlnet_config(state, heads['controlnet']))
     unet = UNet2DConditionModel(**unet_config(unet_state, heads['unet']))
-    parameters = loaded(controlnet, state, controlnet_keys)
-    loaded(unet, unet_state, unet_keys)
+    parameters = {f'controlnet.{key}': value for key, value in loaded(controlnet, state, controlnet_keys).items()}
+    parameters.update({f'unet.{key}': value for key, value in loaded(unet, unet_state, unet_keys).items()})
     return fixture, DiffBIRNetwork(unet, controlnet).eval(), parameters
 
 
@@ -81,8 +81,8 @@ def generator(fixture):
     """A DiffBIR whose networks are the fixture's, and its options."""
     config = fixture.config
     options = {'parameterization': config['diffusion'].get('parameterization', 'eps')}
-    options.update(zero_snr=config['diffusion'].get('zero_snr', False))
-    model = DiffBIR('sd.ckpt', steps=fixture.meta['steps'], guidance=fixture.meta['cfg_scale'], **options)
+    options.update(zero_snr=config['diffusion'].get('zero_snr', False), steps=fixture.meta['steps'], tile=0)
+    model = DiffBIR('sd.ckpt', guidance=fixture.meta['cfg_scale'], **options)
     network = model.build_network({part: sizes(config[part], part) for part in ('unet', 'controlnet')})
     loaded(network.unet, made(fixture, in_file(network.unet, unet_keys)), unet_keys)
     loaded(network.controlnet, made(fixture, in_file(network.controlnet, controlnet_keys)), controlnet_keys)
@@ -112,28 +112,40 @@ def test_controlnet(control, close, checkpointing):
     if checkpointing:
         network.unet.enable_gradient_checkpointing()
         network.controlnet.enable_gradient_checkpointing()
-    inputs, outputs = fixture.inputs, fixture.outputs
-    given = {name: inputs[name].clone().requires_grad_() for name in ('x', 'hint')}
-    skips, middle = network.controlnet.control(given['x'], inputs['timesteps'], given['hint'], inputs['context'])
+    outputs = fixture.outputs
+    inputs = {k: v.clone().requires_grad_(v.is_floating_point()) for k, v in fixture.inputs.items()}
+    skips, middle = network.controlnet.control(inputs['x'], inputs['timesteps'], inputs['hint'], inputs['context'])
     assert len(skips) + 1 == sum(name.startswith('control_') for name in outputs)
     for i, residual in enumerate([*skips, middle]):
         close(residual, outputs[f'control_{i}'], f'control_{i}')
-    eps = network(given['x'], inputs['timesteps'], given['hint'], inputs['context'])
+    eps = network(inputs['x'], inputs['timesteps'], inputs['hint'], inputs['context'])
     close(eps, outputs['eps'], 'eps')
     loss = (eps - inputs['target']).square().mean()
     close(loss.reshape(outputs['loss'].shape), outputs['loss'], 'loss')
     loss.backward()
     assert fixture.grads()
     for name, expected in fixture.grads().items():
-        tensor = given[name] if name in given else parameters[name.removeprefix('controlnet.')]
-        close(tensor.grad, expected, f'grad:{name}')
+        gradient = (inputs[name] if name in inputs else parameters[name]).grad
+        close(gradient if gradient is None else fit(gradient, expected.shape), expected, f'grad:{name}')
+
+
+@pytest.fixture
+def with_networks(with_betas):
+    """with_networks(fixture) -> `generator(fixture)` on the fixture's schedule."""
+
+    def make(fixture):
+        config = fixture.config['diffusion']
+        betas = (config[name] for name in ('timesteps', 'linear_start', 'linear_end'))
+        return with_betas(generator(fixture), fixture.meta['steps'], *betas, zero_snr=config.get('zero_snr', False))
+
+    return make
 
 
 @pytest.mark.parametrize('name', DIFFUSION)
 class TestDiffusion:
-    def test_sampler(self, parity, close, name):
+    def test_sampler(self, parity, close, name, with_networks):
         fixture = parity(name)
-        model, outputs = generator(fixture), fixture.outputs
+        model, outputs = with_networks(fixture), fixture.outputs
         close(model.schedule.alphas, outputs['alphas_cumprod'], 'alphas_cumprod')
         close(model.schedule.alphas.sqrt(), outputs['sqrt_alphas_cumprod'], 'sqrt_alphas_cumprod')
         assert model.steps.flip(0).tolist() == outputs['timesteps'].tolist()
@@ -141,9 +153,9 @@ class TestDiffusion:
         found = rollout(model, cond, noise, guidance=model.guidance, draw=lambda i: fixture.inputs[f'draw{i}'])
         close(found.latents[-1], outputs['samples'], 'samples')
 
-    def test_training_loss(self, parity, close, name, monkeypatch):
+    def test_training_loss(self, parity, close, name, monkeypatch, with_networks):
         fixture = parity(name)
-        model, inputs = generator(fixture), fixture.inputs
+        model, inputs = with_networks(fixture), fixture.inputs
         monkeypatch.setattr(model, 'encode', lambda image, cond: image)
         loss = model.pretrain_loss(inputs['x0'], condition(inputs), inputs['noise'], inputs['t']).mean()
         close(loss.reshape(fixture.outputs['train_loss'].shape), fixture.outputs['train_loss'], 'train_loss')

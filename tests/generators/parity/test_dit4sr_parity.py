@@ -9,8 +9,6 @@ import torch.nn.functional as F
 pytest.importorskip('diffusers')
 pytest.importorskip('peft')
 from finpercep_plugin.archs.dit4sr_arch import DiT4SRNetwork, DiT4SRTransformer, is_inert  # noqa: E402
-from finpercep_plugin.diffusion.prediction import add_noise, to_x0  # noqa: E402
-from finpercep_plugin.diffusion.schedule import FlowSchedule  # noqa: E402
 from finpercep_plugin.generators.choice import TrainedPart  # noqa: E402
 from finpercep_plugin.generators.condition import Condition  # noqa: E402
 from finpercep_plugin.generators.dit4sr import DiT4SR, trained_timesteps  # noqa: E402
@@ -72,35 +70,43 @@ def test_network_and_every_gradient(parity, close, variant, checkpointing):
         close(ours.grad, expected, f'gradient of {name}')
 
 
-@VARIANTS
-def test_training_loss(parity, close, variant):
+def _generator(parity, variant):
+    """(fixture, a DiT4SR with its network and options)."""
     fixture, network = _fixture(parity, variant)
+    options = dict(control_scale=SCALE, train_control_scale=SCALE, tile=0, checkpointing=False)
+    generator = DiT4SR('none', variant, **options, **_sampler(fixture.meta))
+    generator.network = DiT4SRNetwork(network)
+    generator.part = TrainedPart(generator.network)
+    return fixture, generator
+
+
+def _condition(inputs, count):
+    """Of the first `count` samples; one negative text is all samples'."""
+    names = {'text': 'ctx', 'pooled': 'pooled', 'latent': 'lr', 'negative_text': 'neg', 'negative_pooled': 'neg_pooled'}
+    tensors = {name: inputs[key][:count].expand(count, *inputs[key].shape[1:]) for name, key in names.items()}
+    image = torch.zeros(count, 3, 8, 8)
+    return Condition(image, image, tensors={**tensors, 'control_scale': torch.full((count,), SCALE)})
+
+
+@VARIANTS
+def test_training_loss(parity, close, variant, monkeypatch):
+    fixture, generator = _generator(parity, variant)
     inputs, expected = fixture.inputs, fixture.outputs
-    schedule = FlowSchedule(_sampler(fixture.meta)['shift'])
-    t = trained_timesteps(inputs['idx'], schedule.shift)
+    t = trained_timesteps(inputs['idx'], generator.schedule.shift)
     close(t, expected['train_timesteps'], 'train_timesteps')
-    sigma = schedule.level(t, inputs['z'])
-    close(sigma.flatten(), expected['train_sigmas'], 'train_sigmas')
-    z_t = add_noise(inputs['z'], inputs['noise'], sigma, 'flow')
+    close(generator.schedule.level(t, inputs['z']).flatten(), expected['train_sigmas'], 'train_sigmas')
+    monkeypatch.setattr(generator, 'encode', lambda image, cond: image)
     with torch.no_grad():
-        out = network(z_t, t, inputs['ctx'], inputs['pooled'], inputs['lr'], SCALE)
-    loss = F.mse_loss(to_x0(z_t, out, sigma, 'flow'), inputs['z'])
+        loss = generator.pretrain_loss(inputs['z'], _condition(inputs, len(t)), inputs['noise'], t).mean()
     close(loss.reshape(expected['train_loss'].shape), expected['train_loss'], 'train_loss')
 
 
 @VARIANTS
 def test_sampler(parity, close, variant):
-    fixture, network = _fixture(parity, variant)
-    options = _sampler(fixture.meta)
-    generator = DiT4SR('none', variant, control_scale=SCALE, checkpointing=False, **options)
+    fixture, generator = _generator(parity, variant)
     close(generator.steps, fixture.outputs['sample_timesteps'], 'sample_timesteps')
-    generator.network = DiT4SRNetwork(network)
-    generator.part = TrainedPart(generator.network)
-    inputs, count = fixture.inputs, len(fixture.inputs['x_T'])
-    names = {'text': 'ctx', 'pooled': 'pooled', 'latent': 'lr', 'negative_text': 'neg', 'negative_pooled': 'neg_pooled'}
-    tensors = {name: inputs[key][:count] for name, key in names.items()}
-    image = torch.zeros(count, 3, 8, 8)
-    cond = Condition(image, image, tensors={**tensors, 'control_scale': torch.full((count,), SCALE)})
+    inputs = fixture.inputs
+    cond = _condition(inputs, len(inputs['x_T']))
     latents = rollout(generator, cond, inputs['x_T'], guidance=generator.guidance).latents[1:]
     assert sum(name.startswith('latents_step') for name in fixture.outputs) == len(latents)
     for i, ours in enumerate(latents):

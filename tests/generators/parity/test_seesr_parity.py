@@ -88,7 +88,7 @@ def test_full_size_names_and_shapes(full_keys, name, cls):
 
 
 @pytest.fixture
-def generator(parity):
+def generator(parity, with_betas):
     """generator(fixture) -> a SeeSR with the fixture's networks and options, and the condition of its inputs."""
 
     def make(fixture):
@@ -97,6 +97,9 @@ def generator(parity):
             '', '', '', '', '', steps=meta['steps'], guidance=meta['guidance_scale'], tile=meta['latent_tiled_size'],
             tile_overlap=meta['latent_tiled_overlap'], conditioning_scale=meta['conditioning_scale'], color_fix='none',
         )  # fmt: skip
+        scheduler = fixture.config['scheduler']
+        assert scheduler['beta_schedule'] == 'scaled_linear'
+        with_betas(made, meta['steps'], *(scheduler[k] for k in ('num_train_timesteps', 'beta_start', 'beta_end')))
         made.network = _network(parity)
         made.part = TrainedPart(made.network, made.released_names)
         made.vae = AutoencoderKL(**fixture.config['vae']).eval()

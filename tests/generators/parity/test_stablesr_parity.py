@@ -1,5 +1,6 @@
-"""StableSR against its own code: structure encoder, SPADE UNet, CFW decoder, sampler, canvas, released names."""
+"""StableSR against its own code: structure encoder, SPADE UNet, sampler, canvas, released names."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,15 +8,15 @@ import torch
 import torch.nn.functional as F
 
 pytest.importorskip('diffusers')
-from diffusers import UNet2DConditionModel  # noqa: E402
+from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
 
-from finpercep_plugin.archs.cfw_arch import CFWAutoencoder  # noqa: E402
 from finpercep_plugin.archs.ldm_config import unet_config, vae_config  # noqa: E402
 from finpercep_plugin.archs.ldm_keys import fit, unet_keys, vae_keys  # noqa: E402
 from finpercep_plugin.archs.stablesr_arch import StableSRNetwork, StructureEncoder, add_spade  # noqa: E402
+from finpercep_plugin.diffusion.steps import step  # noqa: E402
 from finpercep_plugin.generators.choice import TrainedPart  # noqa: E402
 from finpercep_plugin.generators.condition import Condition  # noqa: E402
-from finpercep_plugin.generators.ldm_files import TEXT, UNET, VAE, StateFile  # noqa: E402
+from finpercep_plugin.generators.ldm_files import TEXT, UNET, VAE, StateFile, below  # noqa: E402
 from finpercep_plugin.generators.stablesr import StableSR  # noqa: E402
 from finpercep_plugin.generators.stablesr_files import (  # noqa: E402
     STRUCTURE,
@@ -77,6 +78,11 @@ def one(loss, like):
     return loss.reshape(like.shape)
 
 
+def shaped(gradient, like):
+    """A gradient in the file's shape; None stays."""
+    return None if gradient is None else fit(gradient, like.shape)
+
+
 @pytest.mark.parametrize('checkpointing', [False, True])
 def test_structure_encoder(parity, close, checkpointing):
     fixture, encoder = parity('stablesr_struct_encoder'), structure_encoder(parity)
@@ -110,32 +116,7 @@ def test_unet(parity, close, checkpointing):
     assert fixture.grads()
     for name, expected in fixture.grads().items():
         ours = inputs[name] if name in inputs else unet.get_parameter(names[name])
-        close(ours.grad, expected, f'gradient of {name}')
-
-
-@pytest.mark.parametrize('checkpointing', [False, True])
-def test_cfw(parity, close, checkpointing):
-    fixture = parity('stablesr_cfw_vae')
-    state, inputs, outputs = fixture.weights(), with_gradient(fixture.inputs), fixture.outputs
-    vae = CFWAutoencoder(**vae_config(state))
-    names = loaded(vae, state, vae_keys)
-    if checkpointing:
-        vae.enable_gradient_checkpointing()
-    with torch.no_grad():
-        close(vae.encode(inputs['lq']).latent_dist.parameters, outputs['moments'], 'moments')
-        found = vae.features(inputs['lq'])
-        assert sorted(f'enc_fea_{level - 1}' for level in found) == sorted(k for k in outputs if 'enc_fea' in k)
-        for level, value in found.items():
-            close(value, outputs[f'enc_fea_{level - 1}'], f'feature of level {level}')
-        for name in (k for k in outputs if k.startswith('dec_w')):
-            close(vae.decode_with(inputs['z'], found, float(name[len('dec_w') :])), outputs[name], name)
-    loss = F.mse_loss(vae.decode_with(inputs['z'], found, fixture.config['fusion_w']), inputs['target'])
-    loss.backward()
-    close(one(loss, outputs['loss']), outputs['loss'], 'loss')
-    assert fixture.grads()
-    for name, expected in fixture.grads().items():
-        ours = inputs[name] if name in inputs else vae.get_parameter(names[name])
-        close(ours.grad, expected, f'gradient of {name}')
+        close(shaped(ours.grad, expected), expected, f'gradient of {name}')
 
 
 def generator(parity, **options):
@@ -159,12 +140,26 @@ def draws(inputs):
     return lambda index: inputs[f'draw{index}']
 
 
+@pytest.fixture
+def diffusion(parity, with_betas):
+    """diffusion(name, options) -> (fixture, `generator` with its steps, schedule and parameterization)."""
+
+    def make(name, **options):
+        fixture = parity(name)
+        config, steps = fixture.config, len(fixture.outputs['ori_timesteps'])
+        model, names = generator(parity, parameterization=config['parameterization'], steps=steps, **options)
+        if 'linear_start' in config:
+            with_betas(model, steps, config.get('timesteps', 1000), config['linear_start'], config['linear_end'])
+        return fixture, model, names
+
+    return make
+
+
 @pytest.mark.parametrize('name', ['stablesr_diffusion_eps', 'stablesr_diffusion_v'])
 class TestDiffusion:
-    def test_sampler(self, parity, close, name):
-        fixture = parity(name)
+    def test_sampler(self, diffusion, close, name):
+        fixture, model, _ = diffusion(name)
         outputs, steps = fixture.outputs, fixture.meta['steps']
-        model, _ = generator(parity, parameterization=fixture.config['parameterization'], steps=steps)
         close(model.schedule.alphas, outputs['alphas_cumprod_1000'], 'alphas_cumprod')
         assert model.steps.flip(0).tolist() == outputs['ori_timesteps'].tolist()
         found = rollout(model, condition(fixture.inputs), fixture.inputs['x_T'], draw=draws(fixture.inputs))
@@ -174,28 +169,29 @@ class TestDiffusion:
             close(latent, outputs[f'latents_i{i}'], f'latents_i{i}')
         close(found.latents[-1], outputs['samples'], 'samples')
 
-    def test_guidance(self, parity, close, name):
-        fixture = parity(name)
-        model, _ = generator(parity, parameterization=fixture.config['parameterization'])
-        (key,) = [k for k in fixture.outputs if k.startswith('cfg')]
-        guidance, _, i = key[len('cfg') :].partition('_step_i')
-        steps = fixture.outputs['ori_timesteps'].flip(0)[-1 - int(i) :]
-        found = rollout(
-            model,
-            condition(fixture.inputs),
-            fixture.inputs['x_T'],
-            1,
-            steps,
-            float(guidance),
-            draw=draws(fixture.inputs),
-        )
-        close(found.latents[-1], fixture.outputs[key], key)
+    def test_variances_of_the_steps(self, diffusion, close, name):
+        fixture, model, _ = diffusion(name)
+        x = torch.zeros(len(model.steps), 1)
+        level = model.schedule.level(model.steps.flip(0), x)
+        level_prev = torch.cat([torch.full_like(level[:1], model.schedule.clean), level[:-1]])
+        close((1 - level / level_prev).flatten(), fixture.outputs['respaced_betas'], 'respaced_betas')
+        _, std = step(x, x, level, level_prev, model.prediction, eta=model.eta)
+        close(std.square().flatten(), fixture.outputs['posterior_variance'], 'posterior_variance')
+
+    def test_guidance(self, diffusion, close, name):
+        fixture, model, _ = diffusion(name)
+        inputs, keys = fixture.inputs, [k for k in fixture.outputs if k.startswith('cfg')]
+        assert keys
+        for key in keys:  # of one step, i from the end, from x_T
+            guidance, _, i = key[len('cfg') :].partition('_step_i')
+            steps = model.steps[-1 - int(i) :]
+            found = rollout(model, condition(inputs), inputs['x_T'], 1, steps, float(guidance), draw=draws(inputs))
+            close(found.latents[-1], fixture.outputs[key], key)
 
     @pytest.mark.parametrize('checkpointing', [False, True])
-    def test_training_loss_and_gradients(self, parity, close, name, checkpointing, monkeypatch):
-        fixture = parity(name)
+    def test_training_loss_and_gradients(self, diffusion, close, name, checkpointing, monkeypatch):
+        fixture, model, names = diffusion(name)
         inputs, outputs = fixture.inputs, fixture.outputs
-        model, names = generator(parity, parameterization=fixture.config['parameterization'])
         if checkpointing:
             model.network.enable_gradient_checkpointing()
         monkeypatch.setattr(model, 'encode', lambda image, cond: image)
@@ -204,16 +200,26 @@ class TestDiffusion:
         loss.backward()
         assert fixture.grads()
         for key, expected in fixture.grads().items():
-            close(model.network.get_parameter(names[key]).grad, expected, f'gradient of {key}')
+            gradient = model.network.get_parameter(names[key]).grad
+            close(shaped(gradient, expected), expected, f'gradient of {key}')
+
+    def test_names_of_the_checkpoint_of_the_run(self, parity, name):
+        shapes = json.loads((parity(name).folder / 'full_ckpt_keys.json').read_text())
+        tensors = {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
+        with torch.device('meta'):
+            network = build_network(network_config(tensors)).state_dict()
+            vae = AutoencoderKL(**vae_config(below(tensors, VAE))).state_dict()
+        ours = {key: network[name] for name, key in network_keys(network).items()}
+        ours.update({VAE + key: vae[name] for name, key in vae_keys(vae).items()})
+        assert {key for key in tensors if '.' in key} == set(ours)
+        assert not [key for key, value in ours.items() if fit(tensors[key], value.shape).shape != value.shape]
 
 
-def test_canvas(parity, close):
-    fixture = parity('stablesr_canvas')
-    config, outputs = fixture.config, fixture.outputs
-    model, _ = generator(
-        parity, tile=config['tile_size'], tile_overlap=config['tile_overlap'], steps=config['steps'],
-        parameterization=config['parameterization'],
-    )  # fmt: skip
+def test_canvas(parity, diffusion, close):
+    config = parity('stablesr_canvas').config
+    fixture, model, _ = diffusion('stablesr_canvas', tile=config['tile_size'], tile_overlap=config['tile_overlap'])
+    outputs = fixture.outputs
+    assert len(model.steps) == config['steps']
     weights = outputs['tile_weights']
     close(gaussian_window(*weights.shape[-2:]).expand(weights.shape), weights, 'tile_weights')
     assert model.steps.flip(0).tolist() == outputs['ori_timesteps'].tolist()
@@ -260,15 +266,3 @@ def test_full_size_checkpoint_with_wrong_names(full, prefix):
     with pytest.raises(ValueError) as error:
         check_checkpoint(file)
     assert f'missing: {name}' in str(error.value) and f'unexpected: {prefix}extra.weight' in str(error.value)
-
-
-def test_full_size_cfw_is_used_up(full):
-    state = full('stablesr_cfw_vae').tensors
-    with torch.device('meta'):
-        vae = CFWAutoencoder(**vae_config(state))
-    own, keys = vae.state_dict(), vae_keys(vae.state_dict())
-    assert set(keys.values()) == {name for name in state if not name.startswith('loss.')}
-    assert {name: fit(state[key], own[name].shape).shape for name, key in keys.items()} == {
-        name: value.shape for name, value in own.items()
-    }
-    assert millions(state, 'fusion') == pytest.approx(44.4, abs=0.05)
