@@ -13,12 +13,16 @@ from typing import Any, Iterable, Literal, Mapping
 
 from finpercep_plugin.curriculum.signs import SIGNS, Sign
 
-__all__ = ['LEVELS', 'HackingMonitor', 'MonitorOptions', 'Verdict']
+__all__ = ['LEVELS', 'HackingMonitor', 'MonitorOptions', 'RewardHacked', 'Verdict']
 
 LEVELS = ('ok', 'warn', 'hacked')
 
 WORST = 5.0
 """A sample's largest change, in units: one wild image among many decides nothing."""
+
+
+class RewardHacked(RuntimeError):
+    """A run that `train.monitor.stop` ended."""
 
 
 @dataclasses.dataclass(frozen=True)

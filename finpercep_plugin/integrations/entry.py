@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 from finpercep_plugin.config import ConfigError
+from finpercep_plugin.curriculum.monitor import RewardHacked
 from finpercep_plugin.data.fgr_format import FGRError
 from finpercep_plugin.data.lmdb_io import StoreError
 from finpercep_plugin.integrations.basicsr import require
@@ -30,7 +31,7 @@ def run(pipeline: Callable[[str], Any], argv: list[str] | None = None) -> int:
         argv: command line without the program's name; None leaves sys.argv.
 
     Returns:
-        Exit code: 0, 1 for a run that diverged, 2 for bad options or data.
+        Exit code: 0, 1 for a run that diverged or whose reward was hacked, 2 for bad options or data.
     """
     if argv is not None:
         sys.argv[1:] = argv
@@ -42,7 +43,7 @@ def run(pipeline: Callable[[str], Any], argv: list[str] | None = None) -> int:
             text = text.strip().splitlines()[-1].partition(': ')[2]
         print(f'error: {text}', file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, RewardHacked) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except ImportError as error:

@@ -13,6 +13,8 @@ from basicsr.utils import get_root_logger
 from torch import Tensor
 
 from finpercep_plugin.config import ConfigError, build, collect, parse
+from finpercep_plugin.curriculum.adaptive import AdaptiveOptions, AdaptivePolicy
+from finpercep_plugin.curriculum.monitor import MonitorOptions
 from finpercep_plugin.curriculum.schedule import CCLSchedule
 from finpercep_plugin.data.sampler import PositionDataset
 from finpercep_plugin.generator_section import build_generator, check_generator
@@ -21,6 +23,7 @@ from finpercep_plugin.models.base_model import Micro
 from finpercep_plugin.models.generator_model import GeneratorModel, check_reward, check_val
 from finpercep_plugin.models.options import TrainOptions
 from finpercep_plugin.models.precision import cast_frozen
+from finpercep_plugin.models.watch import Watch, check_watch
 from finpercep_plugin.registry import ALGORITHMS, REWARDS
 from finpercep_plugin.rewards.finpercep_reward import FinPercepReward, check_files
 from finpercep_plugin.rewards.normalised import NormalisedReward
@@ -35,18 +38,21 @@ class CCLOptions:
     Attributes:
         stages: steps of stage 0, 1, 2; the last runs on. `[0, 0, N]` is RM_2 without a curriculum. For rewards that have stages; null: 10,000 each.
         calibration: outputs of the starting generator that mu_k and sd_k are measured on.
+        adaptive: leave a stage before its steps are over, by what the monitor measures.
     """
 
     stages: tuple[int, int, int] | None = None
     calibration: int = 64
+    adaptive: AdaptiveOptions | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class RLTrainOptions(TrainOptions):
-    """`train:` of this model: the algorithm's section and the curriculum's."""
+    """`train:` of this model: the sections of the algorithm, the curriculum and the hacking monitor."""
 
     algorithm: dict[str, Any] = dataclasses.field(default_factory=dict)
     ccl: CCLOptions = CCLOptions()
+    monitor: MonitorOptions = MonitorOptions()
 
 
 def check_rl(opt: Mapping[str, Any], kind: str) -> list[str]:
@@ -84,9 +90,14 @@ def _check_together(opt: Mapping[str, Any], settings: RLTrainOptions, kind: str)
         return [f'$.train.algorithm: {error}']
     if algorithm.needs_gradient and not getattr(reward, 'differentiable', True):  # of an instance: see `_staged_reward`
         return [f'$.reward.type: {no_gradient(kind, opt["reward"]["type"])}']
-    if not hasattr(reward, 'raw'):
-        stages = settings.ccl.stages
-        return [f'$.train.ccl.stages: {opt["reward"]["type"]} has no stages; leave the key out'] if stages else []
+    staged = hasattr(reward, 'raw')
+    lengths = settings.ccl.stages or (10_000, 10_000, 10_000) if staged else None
+    held = ((opt.get('val') or {}).get('rewards') or {}).keys()
+    problems = check_watch(settings.monitor, settings.ccl.adaptive, lengths, held)
+    if problems or not staged:
+        stages = settings.ccl.stages if not staged else None
+        none = [f'$.train.ccl.stages: {opt["reward"]["type"]} has no stages; leave the key out'] if stages else []
+        return problems + none
     try:
         stages = _schedule(settings).used_stages()
     except ConfigError as error:
@@ -103,7 +114,8 @@ def no_gradient(kind: str, reward: Any) -> str:
 
 def _schedule(settings: RLTrainOptions) -> CCLSchedule:
     try:
-        return CCLSchedule(settings.ccl.stages or (10_000, 10_000, 10_000))
+        policy = None if settings.ccl.adaptive is None else AdaptivePolicy(settings.ccl.adaptive)
+        return CCLSchedule(settings.ccl.stages or (10_000, 10_000, 10_000), policy=policy)
     except ValueError as error:
         raise ConfigError([f'$.train.ccl.stages: {error}']) from None
 
@@ -134,6 +146,7 @@ class RLModel(GeneratorModel):
             if self.bf16:
                 for module in getattr(self.reward, 'encoders', ()):
                     cast_frozen(module)
+            self.watch = Watch(self, settings.monitor) if settings.monitor.every else None
             self.init_training(settings, {'generator': [p for p in self.net_g.parameters() if p.requires_grad]})
 
     def _staged_reward(self, section: dict[str, Any], settings: RLTrainOptions) -> tuple[CCLSchedule, Any]:
@@ -150,6 +163,8 @@ class RLModel(GeneratorModel):
         """The algorithm's updates under the stage's reward, and every term of both, with mean and spread."""
         if not self.schedule.statistics.ready(self.schedule.used_stages()):
             self._calibrate()
+        if self.watch and not self.watch.monitor.started:
+            self.watch.start()
         stage = self.schedule.stage(current_iter)
         if stage != self.reward.stage:
             get_root_logger().info(f'iter {current_iter}: CCL stage {stage}')
@@ -162,7 +177,15 @@ class RLModel(GeneratorModel):
     def optimize_parameters(self, current_iter: int) -> None:
         super().optimize_parameters(current_iter)
         self.log_dict['stage'] = torch.tensor(float(self.reward.stage), device=self.device)
-        self.schedule.observe(current_iter, {k: float(v) for k, v in self.log_dict.items()})
+        if self.watch and self.watch.monitor.due(current_iter):
+            verdict = self.watch.observe(current_iter)
+            hacked = verdict.level == 'hacked'
+            decision = self.schedule.observe(current_iter, {'reward': verdict.reward, **verdict.gains}, hacked)
+            if decision:
+                get_root_logger().info(f'iter {current_iter}: {decision.text()}')
+            if hacked and self.watch.monitor.options.stop and decision is None:
+                self.watch.stop(current_iter)
+        self.log_dict.update(self.watch.numbers if self.watch else {})
 
     def exchange(self, values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rewards (n,) and the indices of their images (n,), of all ranks, in their order (a collective call)."""
@@ -218,13 +241,22 @@ class RLModel(GeneratorModel):
         for stage in self.schedule.used_stages():
             self.schedule.statistics.set(stage, 0.0, 1.0)
         self.algorithm.shorten()
+        self.watch = None
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        return {**super().training_state(epoch, current_iter), 'ccl': self.schedule.state_dict()}
+        return {
+            **super().training_state(epoch, current_iter),
+            'ccl': self.schedule.state_dict(),
+            'monitor': self.watch.monitor.state_dict() if self.watch else None,
+        }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         self.schedule.load_state_dict(resume_state['ccl'])
+        if self.watch and resume_state.get('monitor'):
+            self.watch.monitor.load_state_dict(resume_state['monitor'])
+        elif self.watch:
+            get_root_logger().warning('The state to resume has no monitor: changes are counted from here on')
 
     def panel_map(self, sr: Tensor, lq: Tensor, gt: Tensor | None) -> Tensor | None:
         """The map of the last stage's reward, if it has one."""

@@ -125,7 +125,7 @@ def test_calibration_sees_parts_of_the_size_that_is_rewarded(released, tmp_path,
 
     monkeypatch.setattr(FinPercepReward, 'raw', watch)
     opt = released(decode_size=16)
-    opt['train']['total_iter'] = 1
+    opt['train'] |= {'total_iter': 1, 'monitor': {'every': 0}}
     train_pipeline(str(tmp_path), opt)
     part, small = (2, 3, 16, 16), (2, 3, 4, 4)
     assert sizes[:2] == [[part, small, part]] * 2, 'both stages are measured on parts'
