@@ -16,7 +16,7 @@ from finpercep_plugin.registry import ALGORITHMS
 from finpercep_plugin.rng import keyed_numpy, keyed_randn, keyed_torch
 from finpercep_plugin.rollout import rollout, sampler_steps, step_x0
 
-__all__ = ['ReFL', 'refl_objective']
+__all__ = ['ReFL', 'refl_objective', 'region_weight']
 
 
 def refl_objective(
@@ -56,6 +56,24 @@ def refl_objective(
     return l_reward + l_pretrain, {name: value.detach() for name, value in diagnostics.items()}
 
 
+def region_weight(degradation: torch.Tensor, dense: float) -> torch.Tensor:
+    """`1 - dense + dense M / mean(M)`: weights of mean 1 that follow the map, as the dense reward of ReFL has them.
+
+    Args:
+        degradation: M (B, 1, H, W), [0, 1], 1 = fully degraded; detached here.
+        dense: 0 (all 1) .. 1 (proportional to M).
+
+    Returns:
+        (B, 1, H, W); all 1 for a map that is 0 everywhere.
+
+    >>> region_weight(torch.tensor([[[[0.1, 0.3]]]]), 0.5)
+    tensor([[[[0.7500, 1.2500]]]])
+    """
+    degradation = degradation.detach().float()
+    mean = degradation.mean(dim=(1, 2, 3), keepdim=True)
+    return torch.where(mean > 0, 1 - dense + dense * degradation / mean.clamp(min=1e-12), 1.0)
+
+
 @ALGORITHMS.register('ReFL')
 class ReFL:
     """Fine-tunes a generator towards a differentiable reward.
@@ -75,6 +93,8 @@ class ReFL:
         decode_size: side in pixels of the square of sr that is decoded and rewarded, at a new place each iteration, the
             same for the whole batch; None: all of it. Saves the memory of the decoder's and the reward's activations.
         micro_batch: samples in one forward and backward pass; None: the whole batch.
+        dense: how much of the reward's gradient to the picture goes where its map says that the picture is degraded, 0
+            (everywhere alike) .. 1; see `region_weight`. Without effect on a reward that gives no map.
     """
 
     needs_gradient, needs_reference = True, False
@@ -91,13 +111,16 @@ class ReFL:
         eta: Optional[float] = None,
         decode_size: Optional[int] = None,
         micro_batch: Optional[int] = None,
+        dense: float = 0.0,
     ):
+        if not 0 <= dense <= 1:
+            raise ValueError(f'ReFL: dense must be in 0..1, got {dense}')
         if micro_batch is not None and micro_batch < 1:
             raise ValueError(f'ReFL: micro_batch must be 1 or more, got {micro_batch}')
         self.k_start, self.k_end = k_start, k_end
         self.weight, self.margin, self.pretrain_weight = weight, margin, pretrain_weight
         self.guidance, self.steps, self.eta, self.decode_size = guidance, steps, eta, decode_size
-        self.micro_batch = micro_batch
+        self.micro_batch, self.dense = micro_batch, dense
 
     def check(self, generator: Any) -> None:
         """Whether the settings fit the generator, which may have no networks yet.
@@ -212,6 +235,9 @@ class ReFL:
         lq_region = None if region is None else tuple(side // generator.scale for side in region)
         lq, gt_part = crop(cond.lq, lq_region), crop(gt, region)
         output = reward_fn(sr, lq=lq, gt=gt_part, prompt=generator.prompts(cond))
+        if self.dense and 'map' in output.maps and sr.requires_grad:
+            weight = region_weight(output.maps['map'], self.dense)
+            sr.register_hook(lambda gradient: gradient * weight.to(gradient))
         mse = self._pretrain_mse(generator, cond, gt, seed, iteration, samples)
         loss, diagnostics = refl_objective(output.score, mse, self.weight, self.margin, self.pretrain_weight)
         diagnostics['k'] = torch.tensor(float(k))

@@ -338,3 +338,28 @@ def test_raises_an_easy_reward():
         optimizer.step()
     gain = brightness(super_resolve(generator, lq, noise)).score - before
     assert gain.mean() > 3 * gain.std() / 2 and gain.mean() > 0.05
+
+
+def test_a_dense_reward_pulls_where_the_map_is():
+    """The reward is the mean of sr, so its gradient is even; the map is 1 in the left half and 0 in the right one."""
+    generator, seen = make(), {}
+    lq, gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+
+    def reward(sr, lq=None, gt=None, prompt=None):
+        degradation = torch.zeros(len(sr), 1, 16, 16)
+        degradation[..., :8] = 1.0
+        sr.register_hook(lambda gradient: seen.update(gradient=gradient))
+        seen['sr'] = sr
+        return RewardOutput(sr.mean(dim=(1, 2, 3)), maps={'map': degradation})
+
+    for dense, left, right in ((0.0, 1.0, 1.0), (0.5, 1.5, 0.5), (1.0, 2.0, 0.0)):
+        refl = ReFL(dense=dense, weight=1.0, margin=10.0, pretrain_weight=0.0)
+        loss, _ = refl.loss(generator, generator.condition(lq), gt, reward, 0, 1, [0, 1])
+        seen['sr'].register_hook(lambda gradient: seen.update(weighted=gradient))
+        loss.backward()
+        even = -1 / (2 * 3 * 16 * 16)
+        torch.testing.assert_close(seen['gradient'], torch.full((2, 3, 16, 16), even))
+        torch.testing.assert_close(seen['weighted'][..., :8], torch.full((2, 3, 16, 8), left * even))
+        torch.testing.assert_close(seen['weighted'][..., 8:], torch.full((2, 3, 16, 8), right * even))
+    with pytest.raises(ValueError, match=r'dense must be in 0..1, got 2'):
+        ReFL(dense=2)
