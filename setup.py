@@ -35,6 +35,17 @@ GENERATORS = [
     'timm>=0.9.16',
     'spandrel',
 ]
+TESTS = [
+    'pytest',
+    'ruff',
+    'pyiqa',
+    'setuptools<81',  # pkg_resources, which openai-clip and pytorch_wavelets import
+    'scikit-image',
+    'scikit-learn',
+    'PyWavelets',
+    'pytorch_wavelets',
+    'matplotlib',
+]
 
 setup(
     name='finpercep_plugin',
@@ -63,7 +74,8 @@ setup(
     extras_require={
         'generators': GENERATORS,
         'basicsr': BASICSR,
-        'dev': [*BASICSR, *GENERATORS, 'pytest', 'ruff', 'pyiqa', 'setuptools<81', 'scikit-image', 'scikit-learn'],
+        'replication': [*BASICSR, 'matplotlib'],
+        'dev': [*BASICSR, *GENERATORS, *TESTS],
     },
     entry_points={
         'console_scripts': [
@@ -73,6 +85,7 @@ setup(
             'finpercep-super-resolve = finpercep_plugin.cli.super_resolve:main',
             'finpercep-export = finpercep_plugin.cli.export_generator:main',
             'finpercep-build-fgr = finpercep_plugin.cli.build_fgr:main',
+            'finpercep-build-preferences = finpercep_plugin.cli.build_preferences:main',
             'finpercep-quickstart = finpercep_plugin.cli.quickstart:main',
             'finpercep-tiny-checkpoints = finpercep_plugin.cli.tiny_checkpoints:main',
             'finpercep-options = finpercep_plugin.cli.options:main',

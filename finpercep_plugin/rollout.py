@@ -21,6 +21,7 @@ __all__ = [
     'rollout',
     'sample_images',
     'sampler_steps',
+    'step_levels',
     'step_x0',
     'super_resolve',
 ]
@@ -118,6 +119,26 @@ def rollout(
     return Trajectory(latents, timesteps[: upto + 1], log_probs)
 
 
+def step_levels(
+    generator: Any, x_t: torch.Tensor, index: int, timesteps: torch.Tensor
+) -> tuple[Union[int, float], torch.Tensor, torch.Tensor]:
+    """What step `index` of a sampler goes between: (t, the level of x_t, that of the next sample).
+
+    Levels are `a_t` or `sigma`, broadcastable to x_t; after the last step the sample is clean.
+
+    Args:
+        generator: see docs/architecture.md.
+        x_t: (B, C, h, w), the sample at timesteps[index].
+        index: of the step.
+        timesteps: descending.
+    """
+    t, schedule = _number(timesteps[index]), generator.schedule
+    level = schedule.level(t, x_t)
+    last = index + 1 == len(timesteps)
+    level_prev = torch.full_like(level, schedule.clean) if last else schedule.level(_number(timesteps[index + 1]), x_t)
+    return t, level, level_prev
+
+
 def step_x0(
     generator: Any, x_t: torch.Tensor, k: int, cond: Condition, steps: Steps = None, guidance: float = 1.0
 ) -> torch.Tensor:
@@ -200,10 +221,7 @@ def sample_images(
 def _step(
     generator: Any, x_t: torch.Tensor, index: int, timesteps: torch.Tensor, cond: Condition, guidance: float, eta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    t, schedule = _number(timesteps[index]), generator.schedule
-    level = schedule.level(t, x_t)
-    last = index + 1 == len(timesteps)
-    level_prev = torch.full_like(level, schedule.clean) if last else schedule.level(_number(timesteps[index + 1]), x_t)
+    t, level, level_prev = step_levels(generator, x_t, index, timesteps)
     out = generator.predict(x_t, t, cond, guidance=guidance)
     return step(x_t, out, level, level_prev, generator.prediction, eta)
 

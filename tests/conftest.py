@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -39,6 +40,44 @@ def tiny_rms(tmp_path_factory) -> dict[int, str]:
             files[stage] = str(folder / f'rm_{stage}.pth')
             torch.save(rm.file(), files[stage])
     return files
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """What computes in float32 by `.float()`, and what is made without a dtype, is float64: for errors below 1e-6."""
+    monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> None:
+    """Weights that give every layer a say; those of norms around 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        noise = scale * torch.randn(parameter.shape, generator=generator)
+        parameter.data = parameter.data + noise if parameter.ndim < 2 and 'weight' in name else noise
+
+
+@pytest.fixture(scope='session')
+def tiny_clip(tmp_path_factory) -> dict[str, Path]:
+    """An open_clip model: its configuration as a .json, its weights as a plain state dict, and as HPSv2 releases them."""
+    import open_clip
+
+    config = {
+        'embed_dim': 16,
+        'vision_cfg': {'image_size': 32, 'layers': 2, 'width': 32, 'head_width': 16, 'patch_size': 8},
+        'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 24, 'heads': 2, 'layers': 2},
+    }
+    folder = tmp_path_factory.mktemp('clip')
+    (folder / 'config.json').write_text(json.dumps({'model_cfg': config}))
+    network = open_clip.CLIP(**config)
+    randomise(network)
+    network.logit_scale.data.fill_(4.0)
+    torch.save(network.state_dict(), folder / 'weights.pt')
+    hps = {'epoch': 1, 'state_dict': {k: v.half() for k, v in network.state_dict().items()}}
+    torch.save(hps, folder / 'hps.pt')
+    return {'model': folder / 'config.json', 'weights': folder / 'weights.pt', 'hps': folder / 'hps.pt'}
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def dtcwt_lowpass(image: torch.Tensor) -> torch.Tensor:
     >>> dtcwt_lowpass(torch.ones(1, 1, 8, 16)).shape
     torch.Size([1, 1, 2, 4])
     """
-    rows, columns = (_dtcwt_matrix(side).to(image.device) for side in image.shape[-2:])
+    rows, columns = (_dtcwt_matrix(side).float().to(image.device) for side in image.shape[-2:])
     with torch.autocast(image.device.type, enabled=False):
         return rows @ image.float() @ columns.T
 
@@ -75,7 +75,7 @@ def ll_loss(image: torch.Tensor, target: torch.Tensor, wavelet: Wavelet = 'dtcwt
 
 @functools.lru_cache(maxsize=64)
 def _dtcwt_matrix(side: int) -> torch.Tensor:
-    """The lowpass along one side, (about side / 4, side), float32: it is linear and separable, edges included."""
+    """The lowpass along one side, (about side / 4, side), float64: it is linear and separable, edges included."""
     signal = np.eye(side)
     if side % 2:
         signal = np.concatenate([signal, signal[-1:]])
@@ -89,7 +89,7 @@ def _dtcwt_matrix(side: int) -> torch.Tensor:
             for taps, shift in ((_QSHIFT_B, -12), (_QSHIFT_B[::-1], -11))
         ]
         signal = np.stack(trees, axis=1).reshape(2 * len(at), side)
-    return torch.from_numpy(signal.astype(np.float32))
+    return torch.from_numpy(signal)
 
 
 def _mirrored(signal: np.ndarray, index: np.ndarray) -> np.ndarray:

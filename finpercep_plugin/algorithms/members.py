@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 
+from finpercep_plugin.algorithms.unfit import Unfit
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.rewards.base import RewardOutput
 from finpercep_plugin.rng import keyed_randn
@@ -14,6 +15,7 @@ from finpercep_plugin.rng import keyed_randn
 __all__ = [
     'Exchange',
     'Member',
+    'Update',
     'alone',
     'check_varied',
     'chunks',
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 Exchange = Callable[[torch.Tensor, torch.Tensor], Tuple[torch.Tensor, torch.Tensor]]
+Update = Iterator[Tuple[torch.Tensor, Dict[str, torch.Tensor]]]  # the (loss, diagnostics) of its micro-batches
 
 
 class Member(NamedTuple):
@@ -121,10 +124,11 @@ def check_varied(generator: Any, algorithm: str) -> None:
     """A generator whose samples of one image hardly differ has nothing to compare.
 
     Raises:
-        ValueError: it adds no noise to its only step's start.
+        Unfit: it adds no noise to its only step's start.
     """
     if len(generator.steps) == 1 and getattr(generator, 'noise_t', 0) is None:
-        raise ValueError(
+        raise Unfit(
             f'{algorithm}: {type(generator).__name__} takes one step, and its samples of one image hardly differ; set '
-            'noise_t of the generator (such as 250, with denoise_t 100), which adds noise to the start'
+            'noise_t of the generator (such as 250, with denoise_t 100), which adds noise to the start',
+            {'generator.noise_t': 250, 'generator.denoise_t': 100},
         )

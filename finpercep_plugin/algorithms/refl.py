@@ -5,16 +5,23 @@ Formulas: METHOD.md §5; FinPercep-RM supplement Eq. 1-2; ImageReward (Xu et al.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 
+from finpercep_plugin.algorithms.members import Update, reward_terms
+from finpercep_plugin.algorithms.one_step import (
+    check_decode_size,
+    check_eta,
+    check_micro_batch,
+    decode_region,
+    sample_at,
+)
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.generators.pixels import Region, crop
 from finpercep_plugin.registry import ALGORITHMS
 from finpercep_plugin.rng import keyed_numpy, keyed_randn, keyed_torch
-from finpercep_plugin.rollout import rollout, sampler_steps, step_x0
+from finpercep_plugin.rollout import sampler_steps, step_x0
 
 __all__ = ['ReFL', 'refl_objective', 'region_weight']
 
@@ -115,8 +122,7 @@ class ReFL:
     ):
         if not 0 <= dense <= 1:
             raise ValueError(f'ReFL: dense must be in 0..1, got {dense}')
-        if micro_batch is not None and micro_batch < 1:
-            raise ValueError(f'ReFL: micro_batch must be 1 or more, got {micro_batch}')
+        check_micro_batch(micro_batch, 'ReFL')
         self.k_start, self.k_end = k_start, k_end
         self.weight, self.margin, self.pretrain_weight = weight, margin, pretrain_weight
         self.guidance, self.steps, self.eta, self.decode_size = guidance, steps, eta, decode_size
@@ -144,7 +150,7 @@ class ReFL:
         iteration: int,
         samples: Sequence[int],
         exchange: Any,
-    ) -> Iterator[Iterator[Tuple[torch.Tensor, Dict[str, torch.Tensor]]]]:
+    ) -> Iterator[Update]:
         """The one optimiser update of an iteration, as micro-batches of (loss, diagnostics); the losses add up to the batch's mean.
 
         Args:
@@ -168,7 +174,7 @@ class ReFL:
         seed: int,
         iteration: int,
         samples: Sequence[int],
-    ) -> Iterator[Tuple[torch.Tensor, Dict[str, torch.Tensor]]]:
+    ) -> Update:
         size = self.micro_batch or len(lq)
         for first in range(0, len(lq), size):
             part = slice(first, first + size)
@@ -192,15 +198,8 @@ class ReFL:
             )
         if not 0 <= first <= last:
             raise ValueError(f'ReFL: needs 0 <= k_start <= k_end, got k_start = {first}, k_end = {last}')
-        if self.eta and generator.prediction == 'flow':
-            raise ValueError(
-                f'ReFL: eta is defined for eps and v models; a flow generator needs eta = 0, got {self.eta}'
-            )
-        grid = math.lcm(generator.stride, generator.scale)
-        if self.decode_size is not None and (self.decode_size < grid or self.decode_size % grid):
-            raise ValueError(
-                f'ReFL: decode_size must be a multiple of {grid} for this generator, got {self.decode_size}'
-            )
+        check_eta(generator, self.eta, 'ReFL')
+        check_decode_size(generator, self.decode_size, 'ReFL')
         return first, last
 
     def loss(
@@ -225,13 +224,14 @@ class ReFL:
             samples: B global sample indices; every other draw is keyed on them.
 
         Returns:
-            the loss and its diagnostics: those of `refl_objective`, `k`, and the mean of each reward term as
-                `reward_<name>`.
+            the loss and its diagnostics: those of `refl_objective`, `k`, and the mean and spread of each reward term as
+                `reward_<name>` and `reward_<name>_std`.
         """
         first, last = self.window(generator)
         k = int(keyed_numpy(seed, iteration, 'refl k').integers(first, last + 1))
         region = self.region(generator, cond.lq_up.shape[-2:], seed, iteration)
-        sr = self._sample(generator, cond, k, region, seed, iteration, samples)
+        x_t = sample_at(generator, cond, k, samples, seed, iteration, 'refl', self.steps, self.guidance, self.eta)
+        sr = generator.decode(step_x0(generator, x_t, k, cond, self.steps, self.guidance), cond, region)
         lq_region = None if region is None else tuple(side // generator.scale for side in region)
         lq, gt_part = crop(cond.lq, lq_region), crop(gt, region)
         output = reward_fn(sr, lq=lq, gt=gt_part, prompt=generator.prompts(cond))
@@ -240,11 +240,7 @@ class ReFL:
             sr.register_hook(lambda gradient: gradient * weight.to(gradient))
         mse = self._pretrain_mse(generator, cond, gt, seed, iteration, samples)
         loss, diagnostics = refl_objective(output.score, mse, self.weight, self.margin, self.pretrain_weight)
-        diagnostics['k'] = torch.tensor(float(k))
-        for name, value in output.terms.items():
-            value = value.detach().float()
-            diagnostics |= {f'reward_{name}': value.mean(), f'reward_{name}_std': value.std(unbiased=False)}
-        return loss, diagnostics
+        return loss, {**diagnostics, **reward_terms([output]), 'k': torch.tensor(float(k))}
 
     def region(self, generator: Any, size: Sequence[int], *key: Union[int, str]) -> Optional[Region]:
         """The part of sr that is decoded and rewarded, at a place drawn from `key`; None for all of it.
@@ -254,36 +250,7 @@ class ReFL:
             size: height and width of sr.
             key: what the draw is for: (seed, iteration).
         """
-        if self.decode_size is None or self.decode_size >= max(size):
-            return None
-        grid, rng = math.lcm(generator.stride, generator.scale), keyed_numpy(*key, 'refl region')
-        sides = [min(self.decode_size, length) for length in size]
-        top, left = (grid * int(rng.integers((n - side) // grid + 1)) for n, side in zip(size, sides))
-        return top, left, *sides
-
-    def _sample(
-        self,
-        generator: Any,
-        cond: Condition,
-        k: int,
-        region: Optional[Region],
-        seed: int,
-        iteration: int,
-        samples: Sequence[int],
-    ) -> torch.Tensor:
-        """sr (B, 3, H, W) as seen at step k; gradient reaches the generator through that step and the decode."""
-        shape, device = generator.latent_shape(cond), cond.lq.device
-
-        def draw(index: int) -> torch.Tensor:
-            return keyed_randn(shape, samples, seed, iteration, 'refl step', index, device=device)
-
-        noise = keyed_randn(shape, samples, seed, iteration, 'refl start', device=device)
-        if k == 0:  # the start can depend on trained parameters: OSEDiff's is what its trained encoder makes of lq
-            x_t = generator.start(cond, noise)
-        else:
-            x_t = rollout(generator, cond, noise, k, self.steps, self.guidance, self.eta, draw).latents[-1]
-        x0 = step_x0(generator, x_t, k, cond, self.steps, self.guidance)
-        return generator.decode(x0, cond, region)
+        return decode_region(generator, self.decode_size, size, *key, purpose='refl')
 
     def _pretrain_mse(
         self, generator: Any, cond: Condition, gt: torch.Tensor, seed: int, iteration: int, samples: Sequence[int]

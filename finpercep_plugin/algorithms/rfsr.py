@@ -5,24 +5,29 @@ Formulas: METHOD.md §5.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Callable, Dict, Iterator, List, Literal, Optional, Sequence, Tuple, Union
 
 import torch
 
 from finpercep_plugin.algorithms.gram import VGGFeatures, find_vgg, gram_loss, shared_scale
 from finpercep_plugin.algorithms.lowpass import Wavelet, ll_loss
-from finpercep_plugin.algorithms.members import Exchange, chunks, reward_terms
+from finpercep_plugin.algorithms.members import Exchange, Update, chunks, reward_terms
+from finpercep_plugin.algorithms.one_step import (
+    check_decode_size,
+    check_eta,
+    check_micro_batch,
+    decode_region,
+    sample_at,
+)
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.generators.pixels import Region, crop
 from finpercep_plugin.registry import ALGORITHMS
 from finpercep_plugin.rewards.base import RewardOutput
-from finpercep_plugin.rng import keyed_numpy, keyed_randn
-from finpercep_plugin.rollout import no_gradient, rollout, sampler_steps, step_x0
+from finpercep_plugin.rng import keyed_numpy
+from finpercep_plugin.rollout import no_gradient, sampler_steps, step_x0
 
 __all__ = ['RFSR']
 
-Update = Iterator[Tuple[torch.Tensor, Dict[str, torch.Tensor]]]
 Steps = Tuple[int, int]
 
 
@@ -59,6 +64,7 @@ class RFSR:
     """
 
     needs_gradient = True
+    files = ('vgg',)
 
     def __init__(
         self,
@@ -85,8 +91,7 @@ class RFSR:
         wrong = [f'{n} = {v}' for n, v in {**weights, 'gram_share': gram_share or 0.0}.items() if v < 0]
         if wrong:
             raise ValueError(f'RFSR: weights must not be negative, got {", ".join(wrong)}')
-        if micro_batch is not None and micro_batch < 1:
-            raise ValueError(f'RFSR: micro_batch must be 1 or more, got {micro_batch}')
+        check_micro_batch(micro_batch, 'RFSR')
         self.early, self.late, self.early_probability = early, late, early_probability
         self.ll_weight, self.wavelet, self.reward_weight, self.margin = ll_weight, wavelet, reward_weight, margin
         self.gram_weight, self.gram_share, self.gram, self.vgg = gram_weight, gram_share, gram, vgg
@@ -107,15 +112,8 @@ class RFSR:
                 raise ValueError(
                     f'RFSR: {name} = {list(steps)} must be first and last of the step indices 0..{number - 1}'
                 )
-        if self.eta and generator.prediction == 'flow':
-            raise ValueError(
-                f'RFSR: eta is defined for eps and v models; a flow generator needs eta = 0, got {self.eta}'
-            )
-        grid = math.lcm(generator.stride, generator.scale)
-        if self.decode_size is not None and (self.decode_size < grid or self.decode_size % grid):
-            raise ValueError(
-                f'RFSR: decode_size must be a multiple of {grid} for this generator, got {self.decode_size}'
-            )
+        check_eta(generator, self.eta, 'RFSR')
+        check_decode_size(generator, self.decode_size, 'RFSR')
         if self.needs_reference:
             try:
                 find_vgg(self.vgg)
@@ -143,12 +141,7 @@ class RFSR:
             size: height and width of sr.
             key: what the draw is for: (seed, iteration).
         """
-        if self.decode_size is None or self.decode_size >= max(size):
-            return None
-        grid, rng = math.lcm(generator.stride, generator.scale), keyed_numpy(*key, 'rfsr region')
-        sides = [min(self.decode_size, length) for length in size]
-        top, left = (grid * int(rng.integers((n - side) // grid + 1)) for n, side in zip(size, sides))
-        return top, left, *sides
+        return decode_region(generator, self.decode_size, size, *key, purpose='rfsr')
 
     def shorten(self) -> None:
         """For a dry run: the sampler's first step, late, which decodes and rewards."""
@@ -202,32 +195,16 @@ class RFSR:
             cond, part = generator.condition(lq[rows]), [samples[i] for i in rows]
             region = self.region(generator, cond.lq_up.shape[-2:], seed, iteration)
             target = None if gt is None else crop(gt[rows], region)
-            x_t = self._x_t(generator, cond, k, part, seed, iteration)
+            x_t = sample_at(generator, cond, k, part, seed, iteration, 'rfsr', self.steps, self.guidance, self.eta)
             sr = generator.decode(step_x0(generator, x_t, k, cond, self.steps, self.guidance), cond, region)
             if early:
                 ll = ll_loss(sr, target, self.wavelet)
-                loss, seen = (
-                    self.ll_weight * ll,
-                    {'ll': ll.detach().mean(), 'l_ll': self.ll_weight * ll.detach().mean()},
-                )
+                loss = self.ll_weight * ll
+                seen = {'ll': ll.detach().mean(), 'l_ll': loss.detach().mean()}
             else:
                 reference = self._reference(generator, lq[rows], x_t.detach(), k, region)
                 loss, seen = self._late(generator, sr, cond, target, region, reference, reward_fn)
             yield loss.sum() / len(lq), {**seen, 'k': torch.tensor(float(k)), 'early': torch.tensor(float(early))}
-
-    def _x_t(
-        self, generator: Any, cond: Condition, k: int, samples: List[int], seed: int, iteration: int
-    ) -> torch.Tensor:
-        """The sample at step k; without gradient, but at k = 0, where the start can depend on what is trained."""
-        shape, device = generator.latent_shape(cond), cond.lq.device
-
-        def draw(index: int) -> torch.Tensor:
-            return keyed_randn(shape, samples, seed, iteration, 'rfsr step', index, device=device)
-
-        noise = keyed_randn(shape, samples, seed, iteration, 'rfsr start', device=device)
-        if k == 0:
-            return generator.start(cond, noise)
-        return rollout(generator, cond, noise, k, self.steps, self.guidance, self.eta, draw).latents[-1]
 
     def _late(
         self,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Optional
 
 import torch
 
 from finpercep_plugin.diffusion.prediction import Prediction, to_eps, to_x0
+from finpercep_plugin.diffusion.regions import region_mean
 
 __all__ = ['gaussian_log_prob', 'step']
 
@@ -52,8 +54,10 @@ def step(
     return mean, variance.sqrt()
 
 
-def gaussian_log_prob(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Log-density of x under N(mean, std^2), the **mean** over all but the first dimension, (B,).
+def gaussian_log_prob(
+    x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, side: Optional[int] = None
+) -> torch.Tensor:
+    """Log-density of x under N(mean, std^2), the **mean** over all but the first dimension, (B,), or over each region.
 
     The mean, since the sum over 10^5 dimensions makes policy ratios useless (RL.md). The sample is detached: a policy
     gradient goes through the mean.
@@ -62,6 +66,7 @@ def gaussian_log_prob(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) ->
         x: (B, ...) the sample drawn.
         mean: (B, ...).
         std: broadcastable to it, above 0.
+        side: of the regions, see `region_mean`; None: one mean.
 
     Raises:
         ValueError: std is 0 somewhere: a deterministic step has no density and belongs in no policy ratio.
@@ -75,4 +80,4 @@ def gaussian_log_prob(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) ->
         )
     x, mean = x.detach().float(), mean.float()
     log = -((x - mean) ** 2) / (2 * std**2) - torch.log(std) - 0.5 * math.log(2 * math.pi)
-    return log.flatten(1).mean(1)
+    return region_mean(log, side)

@@ -71,31 +71,59 @@ def run(algorithm, generator, lq, gt, iteration=1, samples=None, reward=brightne
     return results
 
 
+def train(algorithm, generator, lq, gt, reward, iterations, lr, choice='all', rank=4):
+    """Iterations with an optimiser, as a model class runs them."""
+    optimizer = torch.optim.AdamW(generator.trainable(choice, rank=rank).values(), lr=lr)
+    for iteration in range(1, iterations + 1):
+        for update in algorithm.updates(generator, lq, gt, reward, 0, iteration, range(len(lq)), alone):
+            optimizer.zero_grad()
+            for loss, _ in update:
+                loss.backward()
+            optimizer.step()
+
+
 def gain(algorithm, generator, iterations, lr, target=0.8, choice='all', rank=4):
     """Train, and measure on held-out noise: (mean gain of brightness over 8 samples, its standard error)."""
     lq, gt = data()
-    chosen = generator.trainable(choice, rank=rank)
-    optimizer = torch.optim.AdamW(chosen.values(), lr=lr)
     many, noise = lq.repeat(2, 1, 1, 1), keyed_randn((3, 16, 16), range(8), 'held out')
     before = super_resolve(generator, many, noise, eta=0.0).flatten(1).mean(1)
 
     def reward(sr, lq=None, gt=None, prompt=None):
         return brightness(sr, target=target)
 
-    for iteration in range(1, iterations + 1):
-        for update in algorithm.updates(generator, lq, gt, reward, 0, iteration, range(4), alone):
-            optimizer.zero_grad()
-            for loss, _ in update:
-                loss.backward()
-            optimizer.step()
+    train(algorithm, generator, lq, gt, reward, iterations, lr, choice, rank)
     change = super_resolve(generator, many, noise, eta=0.0).flatten(1).mean(1) - before
     return change.mean().item(), change.std().item() / len(change) ** 0.5
 
 
+def ranks(processes):
+    """Results of several processes(exchange) that exchange with each other: all are run again until what they give each
+    other is what they were given."""
+    answers = None
+    while True:
+        results, calls = [], []
+        for process in processes:
+            own = []
+
+            def exchange(values, ids, own=own, answers=answers):
+                own.append((values, ids))
+                return own[-1] if answers is None else answers[len(own) - 1]
+
+            results.append(process(exchange))
+            calls.append(own)
+        assert len({len(own) for own in calls}) == 1  # or real processes would wait for each other
+        before, answers = answers, [tuple(map(torch.cat, zip(*call))) for call in zip(*calls)]
+        if before and all(torch.equal(a, b) for old, new in zip(before, answers) for a, b in zip(old, new)):
+            return results
+
+
 @pytest.fixture
 def tiny():
-    """make(kind, **options), data(batch), run(...), gain(...), brightness and the exchange of one process."""
-    return SimpleNamespace(make=make, data=data, run=run, gain=gain, brightness=brightness, alone=alone)
+    """make(kind, **options), data(batch), run(...), train(...), gain(...), brightness; the exchange of one process, and
+    ranks(processes) for that of several."""
+    return SimpleNamespace(
+        make=make, data=data, run=run, train=train, gain=gain, brightness=brightness, alone=alone, ranks=ranks
+    )
 
 
 @pytest.fixture(scope='session')

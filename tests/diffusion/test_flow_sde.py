@@ -56,6 +56,20 @@ def test_no_noise_is_the_euler_step(function):
         assert 0 <= small[1].item() < 0.1
 
 
+def test_cps_that_replaces_all_noise_equals_diffusers():
+    """a = 1 is what its scheduler calls stochastic sampling: x0 with new noise."""
+    diffusers = pytest.importorskip('diffusers')
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(1000, shift=3.0, stochastic_sampling=True)
+    scheduler.set_timesteps(6)
+    schedule, (x, v) = FlowSchedule(3.0), _pair()
+    timesteps = [*schedule.timesteps(6), torch.tensor(0.0)]
+    for now, after, theirs_t in zip(timesteps, timesteps[1:], scheduler.timesteps):
+        mean, std = cps_step(x, v, schedule.level(now, x), schedule.level(after, x), 1.0)
+        theirs = scheduler.step(v, theirs_t, x, generator=torch.Generator().manual_seed(5)).prev_sample
+        drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+        torch.testing.assert_close(mean + std * drawn, theirs, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize('noise_level', [0.3, 0.8, 1.0])
 def test_cps_keeps_the_variance(noise_level):
     """The coefficient of the noise in the mean and the new noise: their squares add up to sigma'^2."""

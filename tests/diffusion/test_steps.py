@@ -17,7 +17,7 @@ def _pair(seed=0):
 
 
 def _levels(index, timesteps, like):
-    schedule = DiscreteSchedule(alphas_cumprod('scaled_linear'))
+    schedule = DiscreteSchedule(alphas_cumprod('scaled_linear').to(like))
     t_prev = int(timesteps[index + 1]) if index + 1 < len(timesteps) else -1
     return schedule.level(int(timesteps[index]), like), schedule.level(t_prev, like)
 
@@ -40,29 +40,32 @@ def test_flow_by_hand():
 
 @pytest.mark.parametrize('eta', [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(('prediction', 'name'), [('eps', 'epsilon'), ('v', 'v_prediction')])
-def test_ddim_equals_diffusers(eta, prediction, name):
+def test_ddim_equals_diffusers(eta, prediction, name, in_float64):
     diffusers = pytest.importorskip('diffusers')
     scheduler = diffusers.DDIMScheduler(
         1000, prediction_type=name, timestep_spacing='trailing', clip_sample=False, **BETAS
     )
     scheduler.set_timesteps(10)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     timesteps, (x, out), noise = respaced_timesteps(10), _pair(), _pair(1)[0]
     for index in range(10):
         mean, std = step(x, out, *_levels(index, timesteps, x), prediction, eta)
         theirs = scheduler.step(out, int(timesteps[index]), x, eta=eta, variance_noise=noise).prev_sample
-        torch.testing.assert_close(mean + std * noise, theirs, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mean + std * noise, theirs, atol=1e-6, rtol=0)
 
 
-def test_eta_one_equals_respaced_ddpm():
+def test_eta_one_equals_respaced_ddpm(in_float64):
     diffusers = pytest.importorskip('diffusers')
     scheduler = diffusers.DDPMScheduler(1000, timestep_spacing='trailing', clip_sample=False, **BETAS)
     scheduler.set_timesteps(10)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     timesteps, (x, out) = respaced_timesteps(10), _pair()
     for index in range(9):
         mean, std = step(x, out, *_levels(index, timesteps, x), 'eps', eta=1.0)
         theirs = scheduler.step(out, int(timesteps[index]), x, generator=torch.Generator().manual_seed(5)).prev_sample
         drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
-        torch.testing.assert_close(mean + std * drawn, theirs, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(mean + std * drawn, theirs, atol=1e-6, rtol=0)
+        assert std.square().item() == pytest.approx(scheduler._get_variance(int(timesteps[index])).item(), abs=1e-6)
 
 
 def test_last_step_is_x0_without_noise():
@@ -82,7 +85,7 @@ def test_flow_equals_diffusers():
     for now, after, theirs_t in zip(timesteps, timesteps[1:], scheduler.timesteps):
         mean, std = step(x, out, schedule.level(now, x), schedule.level(after, x), 'flow')
         assert std.item() == 0.0
-        torch.testing.assert_close(mean, scheduler.step(out, theirs_t, x).prev_sample, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mean, scheduler.step(out, theirs_t, x).prev_sample, atol=1e-6, rtol=0)
 
 
 def test_log_prob_is_the_mean_over_dimensions():
