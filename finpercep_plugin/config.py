@@ -17,7 +17,7 @@ from typing_extensions import is_typeddict
 
 from finpercep_plugin.registry import Registry, nearest
 
-__all__ = ['ConfigError', 'arguments', 'build', 'check_file', 'collect', 'parse']
+__all__ = ['ConfigError', 'arguments', 'build', 'check_file', 'collect', 'merge', 'parse']
 
 
 class ConfigError(ValueError):
@@ -99,6 +99,19 @@ def build(registry: Registry, options: Mapping[str, Any], path: str, **given: An
         raise ConfigError([f'{path}: {error}']) from error
 
 
+def merge(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` with `changes` laid over it, section by section.
+
+    >>> merge({'a': {'b': 1, 'c': 2}}, {'a': {'b': 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    result = dict(options)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
 def check_file(file: str | Path, path: str, what: str) -> Path:
     """The file or folder as a Path.
 
@@ -142,22 +155,25 @@ def _check_keys(
     # A dataclass's fields are resolved where each base is defined, a constructor's parameters where it is.
     plain_class = inspect.isclass(schema) and not dataclasses.is_dataclass(schema)
     hints = typing.get_type_hints(schema.__init__ if plain_class else schema)
-    parameters = {n: p for n, p in inspect.signature(schema).parameters.items() if n not in given}
+    # A class without a constructor has that of nn.Module, which accepts anything in its signature and nothing in fact.
+    bare = plain_class and getattr(schema.__init__, '__module__', '') == 'torch.nn.modules.module'
+    parameters = {n: p for n, p in inspect.signature(schema).parameters.items() if n not in given and not bare}
     named = [n for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     rest = next((n for n, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)
     keywords = next(iter(typing.get_args(hints.get(rest))), None)  # of `**rest: Unpack[ATypedDict]`
     if is_typeddict(keywords):
         hints |= typing.get_type_hints(keywords)
     optional = sorted(keywords.__optional_keys__) if is_typeddict(keywords) else []
+    known = [*named, *optional]
     open_ended = rest is not None and not optional
     values = {}
     for key, value in options.items():
-        if key in named or key in optional:
+        if key in known:
             values[key] = _coerce(hints.get(key, Any), value, f'{path}.{key}', problems)
         elif open_ended:
             values[key] = value
         else:
-            problems.append(f'{path}.{key}: unknown key{nearest(key, [*named, *optional])}')
+            problems.append(f'{path}.{key}: unknown key{nearest(key, known) if known else "; there are no options"}')
     for name in named:
         if parameters[name].default is inspect.Parameter.empty and name not in options:
             problems.append(f'{path}.{name}: missing; expected {_name(hints.get(name, Any))}')

@@ -47,10 +47,6 @@ class GeneratorSection:
     lora_rank: int = 8
     lora_alpha: float = 8.0
 
-    @property
-    def files(self) -> list[str]:
-        return [self.weights] if isinstance(self.weights, str) else list(self.weights or [])
-
 
 _NO_EFFECT = ('cache', 'checkpointing')  # options that change what a sample costs, and nothing else
 
@@ -143,7 +139,7 @@ def build_generator(section: Mapping[str, Any]) -> nn.Module:
     """
     own, rest = split_section(section)
     generator = build(GENERATORS, {'type': own.type, **rest}, '$.generator')
-    for file in own.files:
+    for file in weight_files(section):
         generator.load(file)
     return generator
 
@@ -162,9 +158,9 @@ def check_generator(section: Any, need_weights: bool) -> list[str]:
     problems = collect(lambda: arguments(kind, rest, '$.generator'))
     if not problems and hasattr(kind, 'check'):
         problems = collect(lambda: kind.check(rest, '$.generator'))
-    if need_weights and not own.files:
+    if need_weights and not weight_files(section):
         problems.append('$.generator.weights: missing; fine-tuning starts from a trained generator')
-    files = [f for f in own.files if not is_hub_id(f)]
+    files = [f for f in weight_files(section) if not is_hub_id(f)]
     return problems + collect(*(lambda f=f: check_file(f, '$.generator.weights', 'generator weights') for f in files))
 
 

@@ -9,7 +9,7 @@ from typing import Optional, Sequence, TypeVar
 
 import torch
 
-from finpercep_plugin.scoring import choose_device
+from finpercep_plugin.devices import choose_device
 
 __all__ = ['Ranks']
 

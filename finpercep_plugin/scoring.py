@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from finpercep_plugin.devices import out_of_memory
 from finpercep_plugin.images import ImageError, read_image, write_png
 from finpercep_plugin.rewards.base import robust_max
 from finpercep_plugin.visual import overlay
 
-__all__ = ['ROW_FIELDS', 'Row', 'RowWriter', 'Scorer', 'choose_device', 'common_root', 'map_path', 'score_all']
+__all__ = ['ROW_FIELDS', 'Row', 'RowWriter', 'Scorer', 'common_root', 'map_path', 'score_all']
 
 log = logging.getLogger(__name__)
 
@@ -40,23 +41,6 @@ class Row:
 
 
 ROW_FIELDS = tuple(f.name for f in dataclasses.fields(Row))
-
-
-def choose_device(name: str) -> torch.device:
-    """'auto' is the GPU where there is one.
-
-    Raises:
-        ValueError: a device that torch does not know or cannot use here.
-    """
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f'unknown device {name!r}; expected auto, cpu, cuda or cuda:N') from None
-    if device.type == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(f'{name} was asked for, but torch sees no GPU; use --device cpu')
-    return device
 
 
 def common_root(sources: Sequence[str | Path]) -> Path:
@@ -136,7 +120,7 @@ class Scorer:
         try:
             scores, maps, tops = self._forward(np.stack([picture for _, picture in group]))
         except (RuntimeError, ValueError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 return [self._failed(name, picture, error) for name, picture in group]
         else:
             return [self._row(*item) for item in zip(group, scores, maps, tops)]
@@ -174,13 +158,6 @@ class Scorer:
     def _failed(self, name: str, picture: np.ndarray, error: BaseException) -> Row:
         h, w = picture.shape[:2]
         return Row(name, w, h, error=f'the model failed at {w} x {h}: {" ".join(str(error).split())[:300]}')
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """A GPU's out-of-memory error, the CPU allocator's, or Python's."""
-    kinds: tuple[type, ...] = (MemoryError, torch.cuda.OutOfMemoryError)
-    text = str(error).lower()
-    return isinstance(error, kinds) or 'out of memory' in text or "can't allocate memory" in text
 
 
 class RowWriter:

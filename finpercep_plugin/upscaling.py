@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from finpercep_plugin import __version__
+from finpercep_plugin.devices import out_of_memory
 from finpercep_plugin.generator_section import meaning, weight_files
 from finpercep_plugin.images import ImageError, read_image
 from finpercep_plugin.models.panels import picture
@@ -215,7 +216,7 @@ class Upscaler:
         try:
             pictures = self._sample(group)
         except Exception as error:  # of any generator, on any input: the others are still to be made
-            memory = _out_of_memory(error)
+            memory = out_of_memory(error)
             failure = f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
         # Outside the except block: the traceback there would keep the tensors alive.
         if not failure:
@@ -291,10 +292,3 @@ class _Prompted:
 
     def condition(self, lq: torch.Tensor) -> Any:
         return self._generator.condition(lq, prompt=self._prompts)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """A GPU's out-of-memory error, the CPU allocator's, or Python's."""
-    kinds: tuple[type, ...] = (MemoryError, torch.cuda.OutOfMemoryError)
-    text = str(error).lower()
-    return isinstance(error, kinds) or 'out of memory' in text or "can't allocate memory" in text

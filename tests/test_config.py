@@ -5,7 +5,7 @@ from typing import Any, Literal, Optional, Union
 import pytest
 
 from finpercep_plugin.config import ConfigError, arguments, build, check_file, parse
-from finpercep_plugin.registry import Registry
+from finpercep_plugin.registry import REWARDS, Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +106,15 @@ def test_build():
         build(things, {'type': 'Thin'}, '$.t')
     with pytest.raises(ConfigError, match=r'\$.t: expected a section with `type: <thing>`, got None'):
         build(things, None, '$.t')
+
+
+def test_a_class_without_a_constructor_has_no_options():
+    assert arguments(REWARDS.get('Sharpness'), {}, '$.reward') == {}
+    with pytest.raises(ConfigError) as caught:
+        build(REWARDS, {'type': 'Sharpness', 'strength': 2, 'top': 0.1}, '$.reward')
+    assert caught.value.problems == [
+        f'$.reward.{key}: unknown key; there are no options' for key in ('strength', 'top')
+    ]
 
 
 def test_fields_inherited_from_another_module_are_resolved_there(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The same losses on a GPU as on the CPU."""
+"""Choosing a device; the same losses on a GPU as on the CPU."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ pytest.importorskip('diffusers')
 pytest.importorskip('peft')
 from finpercep_plugin.algorithms.refl import ReFL  # noqa: E402
 from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM  # noqa: E402
+from finpercep_plugin.devices import choose_device  # noqa: E402
 from finpercep_plugin.generators.tiny_diffusion import TinyDiffusion  # noqa: E402
 from finpercep_plugin.losses.map_loss import map_loss  # noqa: E402
 from finpercep_plugin.rewards.finpercep_reward import FinPercepReward  # noqa: E402
@@ -24,6 +25,12 @@ def device(request, monkeypatch):
         monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', False)
         monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     return request.param
+
+
+def test_unknown_device():
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        choose_device('gpu')
+    assert choose_device('cpu') == torch.device('cpu')
 
 
 def images(*shape):

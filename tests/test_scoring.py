@@ -7,7 +7,7 @@ from torch import nn
 
 from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 from finpercep_plugin.images import read_image, write_png
-from finpercep_plugin.scoring import Row, RowWriter, Scorer, choose_device, common_root, map_path
+from finpercep_plugin.scoring import Row, RowWriter, Scorer, common_root, map_path
 
 
 class MeanRM(nn.Module):
@@ -132,12 +132,6 @@ def test_rows_are_on_disk_as_they_come(tmp_path):
     writer.close()
     assert (tmp_path / 'out.csv').read_text().splitlines() == partial
     assert not (tmp_path / 'out.csv.part').exists()
-
-
-def test_unknown_device():
-    with pytest.raises(ValueError, match="unknown device 'gpu'"):
-        choose_device('gpu')
-    assert choose_device('cpu') == torch.device('cpu')
 
 
 @pytest.mark.gpu

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from finpercep_plugin.cli.arguments import positive
+
 __all__ = ['main']
 
 _EPILOG = """exit codes: 0 all pictures scored; 1 some were skipped (named on stderr and in the error column);
@@ -27,21 +29,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N (default: %(default)s)')
     parser.add_argument(
-        '--batch', type=_positive, default=8, metavar='N', help='pictures of equal size at once (default: %(default)s)'
+        '--batch', type=positive, default=8, metavar='N', help='pictures of equal size at once (default: %(default)s)'
     )
     parser.add_argument(
         '--top', type=_share, default=0.01, metavar='Q', help='share of pixels in map_max (default: %(default)s)'
     )
-    parser.add_argument('--limit', type=_positive, metavar='N', help='only the first N pictures')
+    parser.add_argument('--limit', type=positive, metavar='N', help='only the first N pictures')
     parser.add_argument('--quiet', action='store_true', help='no progress bar, no summary')
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'expected a number of at least 1, got {text}')
-    return value
 
 
 def _share(text: str) -> float:
@@ -54,8 +49,9 @@ def _share(text: str) -> float:
 def main(argv: list[str] | None = None) -> int:
     """Parse, score, say what was skipped; returns the exit code."""
     args = _parser().parse_args(argv)
+    from finpercep_plugin.devices import choose_device
     from finpercep_plugin.images import list_images
-    from finpercep_plugin.scoring import Scorer, choose_device, common_root
+    from finpercep_plugin.scoring import Scorer, common_root
 
     try:
         paths = list_images(args.inputs, skip=[args.maps] if args.maps else [])[: args.limit]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
 from finpercep_plugin import generator_section
+from finpercep_plugin.cli.arguments import natural, positive
 from finpercep_plugin.registry import GENERATORS
 
 if TYPE_CHECKING:
@@ -41,11 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     generator_section.add_arguments(parser)
     sampler = parser.add_argument_group("options of the generator, in place of the section's")
-    sampler.add_argument('--steps', type=_positive, metavar='N', help='of the sampler')
+    sampler.add_argument('--steps', type=positive, metavar='N', help='of the sampler')
     sampler.add_argument('--guidance', type=float, metavar='G', help='classifier-free guidance; 1 for none')
-    sampler.add_argument('--tile', type=_natural, metavar='N', help='side of latent tiles, in latent cells; 0 for none')
-    sampler.add_argument('--tile-overlap', type=_natural, metavar='N', help='of these')
-    sampler.add_argument('--vae-tile', type=_natural, metavar='N', help="side of the VAE's tiles; 0 for none")
+    sampler.add_argument('--tile', type=natural, metavar='N', help='side of latent tiles, in latent cells; 0 for none')
+    sampler.add_argument('--tile-overlap', type=natural, metavar='N', help='of these')
+    sampler.add_argument('--vae-tile', type=natural, metavar='N', help="side of the VAE's tiles; 0 for none")
     sampler.add_argument('--color-fix', choices=('adain', 'wavelet', 'none'), help='what gives sr the colours of lq')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='of the noise (default: %(default)s)')
     texts = parser.add_argument_group('prompts')
@@ -54,15 +55,15 @@ def _parser() -> argparse.ArgumentParser:
         '--prompts', metavar='FILE', help='.json {name: text}, or lines "name: text"; names without suffix'
     )
     parser.add_argument(
-        '--batch', type=_positive, default=1, metavar='N', help='images of equal size at once (default: %(default)s)'
+        '--batch', type=positive, default=1, metavar='N', help='images of equal size at once (default: %(default)s)'
     )
     parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32', help='(default: %(default)s)')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N (default: %(default)s)')
-    parser.add_argument('--limit', type=_positive, metavar='N', help='only the first N images')
-    parser.add_argument('--max-pixels', type=_positive, metavar='N', help='skip images of more pixels than that')
+    parser.add_argument('--limit', type=positive, metavar='N', help='only the first N images')
+    parser.add_argument('--max-pixels', type=positive, metavar='N', help='skip images of more pixels than that')
     parser.add_argument(
         '--min-side',
-        type=_natural,
+        type=natural,
         metavar='N',
         help='enlarge inputs with a shorter side below N first, and reduce the result; 0 for never '
         "(default: the generator's: 128 for released ones, as their own scripts do)",
@@ -70,20 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--overwrite', action='store_true', help='make all images again, whatever OUT holds')
     parser.add_argument('--quiet', action='store_true', help='no progress bar, no summary')
     return parser
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f'expected a number of at least 0, got {text}')
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'expected a number of at least 1, got {text}')
-    return value
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,11 +11,11 @@ import torch
 
 from finpercep_plugin.registry import nearest
 
-__all__ = ['check_arch', 'check_keys', 'check_whole', 'read_weights', 'write_weights']
+__all__ = ['check_arch', 'check_keys', 'check_whole', 'read_weights', 'unpickle', 'write_weights']
 
 
 def read_weights(path: Union[str, Path], what: str) -> Dict[str, Any]:
-    """The dict in a weight file, on the CPU, by the restricted unpickler (weights_only=True).
+    """The dict in a weight file, by `unpickle`.
 
     Args:
         path: the file.
@@ -31,13 +31,27 @@ def read_weights(path: Union[str, Path], what: str) -> Dict[str, Any]:
         hint = nearest(file.name, beside) if beside else ''
         raise FileNotFoundError(f'weights of {what}: no file {file.absolute()}{hint}')
     try:
-        data = torch.load(file, map_location='cpu', weights_only=True)
+        data = unpickle(file)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(f'weights of {what}: {file.absolute()} cannot be read: {error}') from error
     if not isinstance(data, dict) or not isinstance(data.get('params'), dict):
         found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"weights of {what}: {file.absolute()} has no dict 'params'; found {found}")
     return data
+
+
+def unpickle(file: Path) -> Any:
+    """What torch.save wrote, by the restricted unpickler (weights_only=True), on the CPU.
+
+    Tensors are mapped, not read, where that can be: copy those that are changed, or that outlive the file.
+
+    Raises:
+        RuntimeError, EOFError, ValueError, pickle.UnpicklingError: whatever a damaged file leads to.
+    """
+    try:
+        return torch.load(file, map_location='cpu', weights_only=True, mmap=True)
+    except (RuntimeError, ValueError, TypeError):  # a file of torch before 1.6 is no zip archive; torch 2.0 maps none
+        return torch.load(file, map_location='cpu', weights_only=True)
 
 
 def check_whole(data: Mapping[str, Any], source: Union[str, Path]) -> None:

@@ -89,6 +89,7 @@ class DiT4SR(LatentGenerator):
         ValueError: an unknown variant, an eta that is not 0, or a tile that is odd.
     """
 
+    upscale_kernel = 'pillow'
     prediction = 'flow'
     released_names = ('*control*',)
     schedule: FlowSchedule

@@ -10,7 +10,7 @@ from torch import nn
 
 from finpercep_plugin.generators.color_fix import ColorFix, check_kind, color_fix
 from finpercep_plugin.generators.condition import Condition
-from finpercep_plugin.generators.pixels import Region, crop, straight_through_clamp, upscale
+from finpercep_plugin.generators.pixels import Kernel, Region, crop, straight_through_clamp, upscale
 from finpercep_plugin.generators.tiling import Window, check_tiles, tiled
 
 __all__ = ['LatentCodec']
@@ -27,6 +27,7 @@ class LatentCodec(nn.Module):
     Attributes:
         scale: side of sr / side of lq.
         stride: pixels of sr per latent cell.
+        upscale_kernel: how lq is enlarged to the size of sr; what the generator's own project does.
         clamps_before_fix: the colour fix gets a picture within [0, 1], as an 8-bit one is; else the decoder's own.
         spatial: {name of a tensor of the condition: its pixels per latent cell}: what is cut with a latent.
         vae: a diffusers AutoencoderKL, set by a subclass.
@@ -34,6 +35,7 @@ class LatentCodec(nn.Module):
 
     scale: ClassVar[int] = 4
     stride: ClassVar[int] = 8
+    upscale_kernel: ClassVar[Kernel] = 'torch'
     clamps_before_fix: ClassVar[bool] = True
     spatial: ClassVar[Mapping[str, int]] = {'latent': 1}
 
@@ -84,7 +86,7 @@ class LatentCodec(nn.Module):
 
     def upscaled(self, lq: torch.Tensor) -> torch.Tensor:
         """(B, 3, h, w), [0, 1] -> (B, 3, h * scale, w * scale), [0, 1], bicubic."""
-        return upscale(lq, self.scale)
+        return upscale(lq, self.scale, self.upscale_kernel)
 
     def padded(self, image: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W), edges replicated below and to the right up to multiples of `stride`."""

@@ -58,6 +58,7 @@ class OSEDiff(LatentGenerator):
         ValueError: other steps, guidance or eta; timesteps outside 0..999; ram without tags, or its files without it.
     """
 
+    upscale_kernel = 'pillow'
     released_names = (*_LORA, 'unet.conv_in.*')
     spatial = {'latent': 1, 'std': 1}
     files: ClassVar[Sequence[str]] = ('base', 'ram', 'dape', 'tags', 'thresholds')

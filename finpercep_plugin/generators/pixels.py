@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, Literal, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ['Region', 'crop', 'straight_through_clamp', 'upscale']
+__all__ = ['Kernel', 'Region', 'crop', 'straight_through_clamp', 'upscale']
 
 Region = Tuple[int, int, int, int]
+Kernel = Literal['torch', 'pillow']
 
 
 class _StraightThroughClamp(torch.autograd.Function):
@@ -34,13 +35,23 @@ def straight_through_clamp(image: torch.Tensor) -> torch.Tensor:
     return _StraightThroughClamp.apply(image)
 
 
-def upscale(lq: torch.Tensor, scale: int) -> torch.Tensor:
-    """Bicubic upscaling (torch's, a = -0.75), clamped: (B, 3, h, w), [0, 1] -> (B, 3, h * scale, w * scale), [0, 1].
+def upscale(lq: torch.Tensor, scale: int, kernel: Kernel = 'torch') -> torch.Tensor:
+    """Bicubic upscaling, clamped: (B, 3, h, w), [0, 1] -> (B, 3, h * scale, w * scale), [0, 1].
+
+    Args:
+        lq: see above.
+        scale: side of the result / side of lq.
+        kernel: 'torch': a cubic with a = -0.75; 'pillow': with a = -0.5, rows and then columns, each clamped, which is
+            what Pillow does with 8-bit pictures, but for its rounding.
 
     >>> upscale(torch.full((1, 3, 4, 6), 0.5), 4).shape
     torch.Size([1, 3, 16, 24])
     """
-    return F.interpolate(lq, scale_factor=scale, mode='bicubic', align_corners=False, antialias=False).clamp(0, 1)
+    if kernel == 'torch':
+        return F.interpolate(lq, scale_factor=scale, mode='bicubic').clamp(0, 1)
+    for factors in ((1.0, float(scale)), (float(scale), 1.0)):  # `antialias` gives a = -0.5, and else nothing here
+        lq = F.interpolate(lq, scale_factor=factors, mode='bicubic', antialias=True).clamp(0, 1)
+    return lq
 
 
 def crop(image: torch.Tensor, region: Optional[Region]) -> torch.Tensor:

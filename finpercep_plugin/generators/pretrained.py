@@ -11,9 +11,10 @@ from torch import nn
 from finpercep_plugin.generators.memory import Memory
 from finpercep_plugin.generators.released import find_folder, read_json, weight_files
 
-__all__ = ['TextEncoder', 'load_part', 'load_sd_text']
+__all__ = ['TextEncoder', 'load_part', 'load_sd_text', 'load_tokenizer']
 
 Tokenizer = Callable[[List[str]], torch.Tensor]
+_VOCABULARIES = ('tokenizer.json', 'vocab.json', 'spiece.model')
 
 
 def load_part(kind: Any, name: Union[str, Path], part: str, what: str) -> nn.Module:
@@ -91,6 +92,26 @@ class TextEncoder(nn.Module):
         return torch.stack([found[text] for text in texts]).to(device)
 
 
+def load_tokenizer(kind: Any, folder: Path, what: str) -> Any:
+    """A transformers tokenizer from its folder.
+
+    Args:
+        kind: the class, e.g. transformers.CLIPTokenizer.
+        folder: with a vocabulary, without which transformers 5 would make an empty tokenizer.
+        what: whose, for messages.
+
+    Raises:
+        FileNotFoundError: there is none, or not all of it.
+    """
+    there = sorted(file.name for file in folder.iterdir())
+    if not {*_VOCABULARIES} & {*there}:
+        raise FileNotFoundError(f'{what}: no tokenizer in {folder.absolute()}, found {there}')
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f'{what}: no tokenizer in {folder.absolute()}: {error}') from error
+
+
 def load_sd_text(name: Union[str, Path], what: str) -> TextEncoder:
     """Text encoder and tokenizer of a Stable Diffusion folder (`text_encoder`, `tokenizer`).
 
@@ -100,10 +121,7 @@ def load_sd_text(name: Union[str, Path], what: str) -> TextEncoder:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = find_folder(name, what, ['text_encoder', 'tokenizer'])
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / 'tokenizer', local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f'{what}: no tokenizer in {(folder / "tokenizer").absolute()}: {error}') from error
+    tokenizer = load_tokenizer(CLIPTokenizer, folder / 'tokenizer', what)
     model = load_part(CLIPTextModel, folder, 'text_encoder', what)
     length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
 

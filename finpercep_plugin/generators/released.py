@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 
-from finpercep_plugin.generators.checkpoint import write_weights
+from finpercep_plugin.generators.checkpoint import unpickle, write_weights
 from finpercep_plugin.registry import nearest
 
 __all__ = [
@@ -148,7 +148,7 @@ def read_file(file: Union[str, Path], what: str) -> Dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(file)
-        data = _unpickle(file)
+        data = unpickle(file)
     except (OSError, ImportError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged pickle leads to
@@ -159,13 +159,6 @@ def read_file(file: Union[str, Path], what: str) -> Dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f'{what}: {file.absolute()} holds {type(data).__name__}, expected a dict')
     return data
-
-
-def _unpickle(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location='cpu', weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, TypeError):  # a file of torch before 1.6 is no zip archive; torch 2.0 maps none
-        return torch.load(file, map_location='cpu', weights_only=True)
 
 
 def _reason(error: Exception) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from finpercep_plugin.generators.memory import Memory
-from finpercep_plugin.generators.pretrained import load_part
+from finpercep_plugin.generators.pretrained import load_part, load_tokenizer
 from finpercep_plugin.generators.released import find_folder
 
 __all__ = ['SD3Text', 'load_sd3_text']
@@ -111,12 +111,12 @@ def load_sd3_text(
     parts = [f'{part}{end}' for end in ends for part in ('text_encoder', 'tokenizer')]
     folder = find_folder(name, what, parts)
     clip = [load_part(CLIPTextModelWithProjection, folder, f'text_encoder{end}', what) for end in ends]
-    tokenizers = [_tokenizer(CLIPTokenizer, folder / f'tokenizer{end}', what) for end in ends]
+    tokenizers = [load_tokenizer(CLIPTokenizer, folder / f'tokenizer{end}', what) for end in ends]
     third = _third(name, folder, what) if t5 else None
     encoder, tokenizer = None, None
     if third is not None:
         encoder = load_part(T5EncoderModel, third, 'text_encoder_3', what)
-        tokenizer = _tokenizer(T5TokenizerFast, third / 'tokenizer_3', what)
+        tokenizer = load_tokenizer(T5TokenizerFast, third / 'tokenizer_3', what)
     widths = [sum(model.config.hidden_size for model in clip), width if encoder is None else encoder.config.d_model]
     if widths[0] > width or widths[1] != width:
         raise ValueError(
@@ -135,10 +135,3 @@ def _third(name: Union[str, Path], folder: Path, what: str) -> Optional[Path]:
             raise
         log.warning('%s: %s has no text_encoder_3; its tokens are zeros', what, folder.absolute())
         return None
-
-
-def _tokenizer(kind: Any, folder: Path, what: str) -> Any:
-    names: List[str] = sorted(file.name for file in folder.iterdir())
-    if not {'tokenizer.json', 'vocab.json', 'spiece.model'} & {*names}:  # transformers would make an empty one
-        raise FileNotFoundError(f'{what}: no tokenizer in {folder.absolute()}, found {names}')
-    return kind.from_pretrained(folder, local_files_only=True)

@@ -78,6 +78,7 @@ class SeeSR(LatentGenerator):
     """
 
     prediction = 'eps'
+    upscale_kernel = 'pillow'
     spacing_offset = 1
     released_names = ('controlnet.*', 'unet.*.image_attentions.*')
     spatial = {'latent': 1, 'image': 8}

@@ -1,7 +1,12 @@
-"""A latent generator of a few hundred parameters, with a released checkpoint of its own in two layouts."""
+"""A latent generator of a few hundred parameters, with a released checkpoint of its own in two layouts; the released
+generators on tiny random checkpoints.
+"""
 
 from __future__ import annotations
 
+import copy
+import functools
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from finpercep_plugin.registry import GENERATORS
+from finpercep_plugin.rollout import step_x0
 
 CHANNELS, WIDTH, TEXT = 4, 6, 5
 
@@ -136,9 +144,25 @@ def _write(root: Path, kernel: int) -> dict:
     return {'folder': folder, 'file': root / f'released_{kernel}.ckpt'}
 
 
+def nudge(parameters, seed=3):
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in parameters.values():
+            value.add_(0.1 * torch.randn(value.shape, generator=rng))
+
+
+def output(generator):
+    """predict and decode, float32."""
+    rng = torch.Generator().manual_seed(1)
+    cond = generator.condition(torch.rand(2, 3, 8, 8, generator=rng))
+    x = torch.randn(2, *generator.latent_shape(cond), generator=rng)
+    with torch.no_grad():
+        return generator.decode(generator.predict(x, 300, cond, 2.0), cond)
+
+
 @pytest.fixture(scope='session')
 def toy(tmp_path_factory):
-    """make(kind, kernel=1 or 3, file=False, load=True, **options) -> a generator; `kinds`, `base`, `released`."""
+    """make(kind, kernel=1 or 3, file=False, load=True, **options) -> a generator; `base`, `released`; `nudge`, `output`."""
     pytest.importorskip('diffusers')
     pytest.importorskip('peft')
     from diffusers import AutoencoderKL
@@ -158,4 +182,114 @@ def toy(tmp_path_factory):
             generator.load(released[kernel]['file' if file else 'folder'])
         return generator
 
-    return SimpleNamespace(make=make, base=root / 'base', released=released, **kinds)
+    parts = {'base': root / 'base', 'released': released, 'nudge': nudge, 'output': output}
+    return SimpleNamespace(make=make, **parts, **kinds)
+
+
+# Options of `Tiny.make`; True stands for the file of that option.
+USUAL = {
+    'SeeSR': {'steps': 4, **dict.fromkeys(('base', 'ram', 'dape', 'tags', 'thresholds'), True)},
+    'StableSR': {'steps': 4},
+    'DiffBIR': {'steps': 4, 'base': True, 'cleaner': True},
+    'DiT4SR': {'steps': 4, 'base': True, 't5': False},
+    'OSEDiff': {'base': True, 'prompt': 'a sea', 'checkpointing': False},
+}
+
+
+class Tiny:
+    """A released generator on a tiny random checkpoint in its released layout.
+
+    Attributes:
+        files: {'weights' and options: path}.
+    """
+
+    def __init__(self, name, folder):
+        writer = getattr(importlib.import_module(f'finpercep_plugin.cli.tiny.{name.lower()}'), name.lower())
+        self.name, self.kind, self.files = name, GENERATORS.get(name), writer(folder, seed=3)
+        self.loaded = {}
+
+    def make(self, weights=None, load=True, **options):
+        """With the released weights: a copy of the first of these options, as loading takes longer."""
+        given = {**USUAL[self.name], **options}
+        given = {key: self.files[key] if value is True and key in self.files else value for key, value in given.items()}
+        if load and weights is None:
+            if repr(given) not in self.loaded:
+                self.loaded[repr(given)] = self.kind(**given)
+                self.loaded[repr(given)].load(self.files['weights'])
+            return copy.deepcopy(self.loaded[repr(given)])
+        generator = self.kind(**given)
+        if load:
+            generator.load(weights)
+        return generator
+
+    def lq(self, batch=2, height=12, width=16, seed=0):
+        return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+    def noise(self, generator, cond, seed=1):
+        shape = (len(cond), *generator.latent_shape(cond))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    def loss(self, generator):
+        """Of the picture of one step's clean latent."""
+        cond = generator.condition(self.lq())
+        sr = generator.decode(step_x0(generator, self.noise(generator, cond), 2, cond, guidance=2.0), cond)
+        return (sr * torch.linspace(0, 1, sr.shape[-1])).sum()
+
+    def gradients(self, generator):
+        """{trained name: of `loss`}."""
+        self.loss(generator).backward()
+        return {name: value.grad for name, value in generator.network.named_parameters() if value.requires_grad}
+
+    def step(self, generator):
+        """One of an optimiser; returns the gradients."""
+        gradients = self.gradients(generator)
+        torch.optim.Adam([generator.network.get_parameter(name) for name in gradients], lr=1e-2).step()
+        return gradients
+
+    def tensors(self, path):
+        """{our name: tensor} of a checkpoint in the released layout."""
+        if Path(path).is_file():
+            released = self.make(load=False).read_released(path)
+            return {name: released.state[name] for name in released.source}
+        from safetensors.torch import load_file
+
+        files = {file.parent.name: load_file(file) for file in Path(path).glob('*/*.safetensors')}
+        return {f'{part}.{name}': value for part, tensors in files.items() for name, value in tensors.items()}
+
+
+class TinyOSEDiff(Tiny):
+    """By default without RAM and without checkpointing."""
+
+    def pictures(self, batch=2, height=10, width=12):
+        """lq and gt."""
+        gt = torch.rand(batch, 3, 4 * height, 4 * width, generator=torch.Generator().manual_seed(5))
+        return F.avg_pool2d(gt, 4), gt
+
+    def loss(self, generator):
+        """Through encoder, UNet and decode, and the training loss."""
+        lq, gt = self.pictures(1, 20, 24)  # 2 x 2 cells in the UNet's middle, so its attention matters
+        cond = generator.condition(lq)
+        noise = self.noise(generator, cond)
+        sr = generator.decode(step_x0(generator, generator.start(cond, noise), 0, cond), cond)
+        t = generator.draw_t(torch.Generator()).reshape(1)
+        return (sr - gt).square().mean() + generator.pretrain_loss(gt, cond, noise, t).mean()
+
+    def tensors(self, path):
+        data = torch.load(path, weights_only=True)
+        return {f'{part}.{k}': v for part in ('unet', 'vae') for k, v in data[f'state_dict_{part}'].items()}
+
+
+@pytest.fixture(scope='session')
+def tiny(tmp_path_factory):
+    """tiny(name) -> the `Tiny` of a released generator."""
+    pytest.importorskip('diffusers')
+    pytest.importorskip('peft')
+    return functools.cache(
+        lambda name: (TinyOSEDiff if name == 'OSEDiff' else Tiny)(name, tmp_path_factory.mktemp(name))
+    )
+
+
+@pytest.fixture(scope='module')
+def made(request, tiny):
+    """The `Tiny` of the generator that the module's NAME names."""
+    return tiny(request.module.NAME)

@@ -1,32 +1,13 @@
-"""Files of latent generators: all layouts there and back, on released checkpoints of two kinds, adapters, bfloat16."""
+"""Files of latent generators: all layouts there and back, on released checkpoints of two kinds, adapters, errors."""
 
 import pytest
 import torch
-from torch import nn
 
 pytest.importorskip('diffusers')
 pytest.importorskip('peft')
 from safetensors.torch import load_file  # noqa: E402
 
-from finpercep_plugin.models.precision import cast_frozen  # noqa: E402
-
 CHOICES = ['released', 'lora', 'all', ['unet.out.*']]
-
-
-def nudge(parameters, seed=3):
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for value in parameters.values():
-            value.add_(0.1 * torch.randn(value.shape, generator=rng))
-
-
-def output(generator):
-    """predict and decode, float32."""
-    rng = torch.Generator().manual_seed(1)
-    cond = generator.condition(torch.rand(2, 3, 8, 8, generator=rng))
-    x = torch.randn(2, *generator.latent_shape(cond), generator=rng)
-    with torch.no_grad():
-        return generator.decode(generator.predict(x, 300, cond, 2.0), cond)
 
 
 def released_state(folder):
@@ -49,10 +30,10 @@ def test_released_weights_are_copied_in_float32(toy):
     assert set(own) == set(state) and {value.dtype for value in own.values()} == {torch.float32}
     assert all(torch.equal(own[name], value.float()) for name, value in state.items())
     assert not any(value.requires_grad for value in generator.parameters())
-    nudge(own)
+    toy.nudge(own)
     again = released_state(toy.released[3]['folder'])
     assert all(torch.equal(again[name], value) for name, value in state.items()), 'training writes to no file'
-    assert torch.equal(output(toy.make(kernel=3)), output(toy.make(kernel=3, file=True)))
+    assert torch.equal(toy.output(toy.make(kernel=3)), toy.output(toy.make(kernel=3, file=True)))
 
 
 @pytest.mark.parametrize('choice', CHOICES)
@@ -61,13 +42,13 @@ def test_original_layout(toy, tmp_path, choice, file):
     """The fine-tuned tensors in the released files, everything else as it was; adapters are merged."""
     generator = toy.make(kernel=3, file=file)
     chosen = generator.trainable(choice, rank=2, alpha=3.0)
-    nudge(chosen)
-    expected, target = output(generator), tmp_path / ('new.ckpt' if file else 'new')
+    toy.nudge(chosen)
+    expected, target = toy.output(generator), tmp_path / ('new.ckpt' if file else 'new')
     generator.save(target, 'original')
     again = toy.make(kernel=3, load=False)
     again.load(target)
     tolerance = 1e-6 if choice == 'lora' else 0
-    torch.testing.assert_close(output(again), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(toy.output(again), expected, atol=tolerance, rtol=0)
     touched = {name.partition('.lora_')[0] + '.weight' if '.lora_' in name else name for name in chosen}
     if file:
         old, new = (torch.load(path, weights_only=True) for path in (toy.released[3]['file'], target))
@@ -89,7 +70,7 @@ def test_merged_adapters_by_hand(toy, tmp_path):
     """W + alpha / rank B A, at the 3 x 3 convolution and at the linear layer."""
     generator = toy.make(kernel=3)
     chosen = generator.trainable('lora', rank=2, alpha=3.0)
-    nudge(chosen)
+    toy.nudge(chosen)
     generator.save(tmp_path / 'new', 'original')
     old, new = released_state(toy.released[3]['folder']), released_state(tmp_path / 'new')
     for name, equation in (('control.text', 'or,ri->oi'), ('control.conv', 'or,rihw->oihw')):
@@ -102,11 +83,11 @@ def test_merged_adapters_by_hand(toy, tmp_path):
 @pytest.mark.parametrize('choice', CHOICES)
 def test_own_layout(toy, tmp_path, choice):
     generator = toy.make(kernel=3, steps=3, prompt='a word')
-    nudge(generator.trainable(choice, rank=2, alpha=3.0))
-    expected = output(generator)
+    toy.nudge(generator.trainable(choice, rank=2, alpha=3.0))
+    expected = toy.output(generator)
     generator.save(tmp_path / 'g.pth')
     again = toy.Pointwise.from_file(tmp_path / 'g.pth')
-    assert torch.equal(output(again), expected) and again.arch == generator.arch
+    assert torch.equal(toy.output(again), expected) and again.arch == generator.arch
     assert again.steps.tolist() == [666, 333, 0] and again.config == {'kernel': 3}
     again = toy.make(load=False)
     again.load(str(tmp_path / 'g.pth'))
@@ -119,7 +100,7 @@ def test_own_layout(toy, tmp_path, choice):
 
 def test_any_file_name(toy, tmp_path):
     toy.make().save(tmp_path / 'g.pt')
-    assert torch.equal(output(toy.Pointwise.from_file(tmp_path / 'g.pt')), output(toy.make()))
+    assert torch.equal(toy.output(toy.Pointwise.from_file(tmp_path / 'g.pt')), toy.output(toy.make()))
 
 
 @pytest.mark.parametrize('choice', CHOICES)
@@ -128,7 +109,7 @@ def test_trained_layout(toy, tmp_path, choice, base):
     generator = toy.make(kernel=3)
     generator.save(tmp_path / 'base.pth')
     chosen = generator.trainable(choice, rank=2, alpha=3.0)
-    nudge(chosen)
+    toy.nudge(chosen)
     generator.save(tmp_path / 'net_g_5.pth', 'trained')
     saved = torch.load(tmp_path / 'net_g_5.pth', weights_only=True)
     assert set(saved['params']) == set(chosen) and saved['subset'] is True
@@ -139,7 +120,7 @@ def test_trained_layout(toy, tmp_path, choice, base):
         toy.Pointwise.from_file(tmp_path / 'net_g_5.pth')
     again.load(toy.released[3]['folder'] if base == 'released' else tmp_path / 'base.pth')
     again.load(tmp_path / 'net_g_5.pth')
-    assert torch.equal(output(again), output(generator))
+    assert torch.equal(toy.output(again), toy.output(generator))
     assert not any(value.requires_grad for value in again.parameters())
 
 
@@ -147,16 +128,16 @@ def test_trained_layout(toy, tmp_path, choice, base):
 def test_loaded_after_trainable_still_trains(toy, tmp_path, choice):
     """A run that is continued: the start stays the reference, the parameters stay those that train."""
     generator = toy.make(kernel=3)
-    start = output(generator)
-    nudge(generator.trainable(choice, rank=2))
+    start = toy.output(generator)
+    toy.nudge(generator.trainable(choice, rank=2))
     generator.save(tmp_path / 'net_g_5.pth', 'trained')
     again = toy.make(kernel=3)
     chosen = again.trainable(choice, rank=2)
     again.load(tmp_path / 'net_g_5.pth')
-    assert torch.equal(output(again), output(generator))
+    assert torch.equal(toy.output(again), toy.output(generator))
     assert {name for name, value in again.network.named_parameters() if value.requires_grad} == set(chosen)
     with again.reference():
-        torch.testing.assert_close(output(again), start, atol=1e-6, rtol=0)
+        torch.testing.assert_close(toy.output(again), start, atol=1e-6, rtol=0)
 
 
 def test_same_next_step_after_loading(toy, tmp_path):
@@ -180,78 +161,6 @@ def test_same_next_step_after_loading(toy, tmp_path):
     assert all(torch.equal(chosen[name], resumed[name]) for name in chosen)
 
 
-class TestBf16:
-    """Frozen weights held in bfloat16 are saved as they were; they are not the numbers that the files hold."""
-
-    @staticmethod
-    def low(generator):
-        assert cast_frozen(generator.network) > 0
-        return [name for name, value in generator.network.named_parameters() if value.dtype == torch.bfloat16]
-
-    @pytest.mark.parametrize('choice', ['released', 'lora', ['unet.out.*']])
-    @pytest.mark.parametrize('source', ['folder', 'file', 'own'])
-    def test_own(self, toy, tmp_path, choice, source):
-        generator = toy.make(kernel=3, file=source == 'file')
-        if source == 'own':
-            generator.save(tmp_path / 'base.pth')
-            generator = toy.Pointwise.from_file(tmp_path / 'base.pth')
-        nudge(generator.trainable(choice, rank=2))
-        expected = {name: value.clone() for name, value in generator.network.state_dict().items()}
-        low = self.low(generator)
-        assert any(not torch.equal(generator.network.state_dict()[name].float(), expected[name]) for name in low)
-        generator.save(tmp_path / 'g.pth')
-        found = torch.load(tmp_path / 'g.pth', weights_only=True)['params']
-        assert list(found) == list(expected)
-        assert all(same_bits(found[name], value) for name, value in expected.items())
-
-    @pytest.mark.parametrize('choice', ['released', 'lora'])
-    @pytest.mark.parametrize('file', [False, True])
-    def test_original(self, toy, tmp_path, choice, file):
-        plain, held = (toy.make(kernel=3, file=file) for _ in range(2))
-        for generator in (plain, held):
-            nudge(generator.trainable(choice, rank=2))
-        self.low(held)
-        states = []
-        for name, generator in (('plain', plain), ('held', held)):
-            generator.save(tmp_path / name, 'original')
-            states.append(torch.load(tmp_path / name)['state_dict'] if file else released_state(tmp_path / name))
-        assert set(states[0]) == set(states[1])
-        assert all(same_bits(states[1][name], value) for name, value in states[0].items())
-
-    @pytest.mark.parametrize('choice', ['lora', ['unet.out.*']])
-    def test_earlier_fine_tuning_is_not_lost(self, toy, tmp_path, choice):
-        """What a first run trained is frozen, and so held in bfloat16, in a second one that trains something else."""
-        first = toy.make(kernel=3)
-        nudge(first.trainable('released'))
-        first.save(tmp_path / 'first.pth', 'trained')
-        second = toy.make(kernel=3)
-        second.load(tmp_path / 'first.pth')
-        nudge(second.trainable(choice, rank=2), seed=9)
-        expected = output(second)
-        low = self.low(second)
-        assert [name for name in low if name.startswith('control.')]
-        second.save(tmp_path / 'own.pth')
-        assert torch.equal(output(toy.Pointwise.from_file(tmp_path / 'own.pth')), expected)
-        second.save(tmp_path / 'new', 'original')
-        again = toy.make(load=False)
-        again.load(tmp_path / 'new')
-        torch.testing.assert_close(output(again), expected, atol=1e-6, rtol=0)
-        first.save(tmp_path / 'of first', 'original')
-        state = released_state(tmp_path / 'new')
-        bias = released_state(tmp_path / 'of first')['control.conv.bias']
-        assert same_bits(state['control.conv.bias'], bias) and bias.dtype == torch.float32
-
-    def test_a_value_that_no_file_holds_is_saved_as_it_is(self, toy, tmp_path):
-        generator = toy.make(kernel=3)
-        nudge(generator.trainable(['unet.out.*']))
-        generator.trainable('released')
-        self.low(generator)
-        generator.save(tmp_path / 'g.pth')
-        found = torch.load(tmp_path / 'g.pth', weights_only=True)['params']['unet.out.weight']
-        assert found.dtype == torch.float32
-        assert torch.equal(found, generator.network.unet['out'].weight.float())
-
-
 class TestErrors:
     def test_every_wrong_key_in_one_error(self, toy, tmp_path):
         data = torch.load(toy.released[1]['file'], weights_only=True)
@@ -273,7 +182,7 @@ class TestErrors:
         ):
             assert line in text
         generator.load(toy.released[1]['file'])  # a load that failed leaves nothing behind
-        assert torch.equal(output(generator), output(toy.make(file=True)))
+        assert torch.equal(toy.output(generator), toy.output(toy.make(file=True)))
 
     def test_a_failed_load_of_frozen_parts_leaves_nothing(self, toy, tmp_path):
         generator = toy.make(load=False, base=str(tmp_path / 'sd2'))
@@ -282,7 +191,7 @@ class TestErrors:
         assert generator.network is None and generator.released is None
         (tmp_path / 'sd2').symlink_to(toy.base)
         generator.load(toy.released[1]['folder'])
-        assert torch.equal(output(generator), output(toy.make()))
+        assert torch.equal(toy.output(generator), toy.output(toy.make()))
 
     def test_what_cannot_be_loaded(self, toy, tmp_path):
         generator = toy.make()
@@ -309,7 +218,7 @@ class TestErrors:
 
     def test_adapters_that_do_not_meet(self, toy, tmp_path):
         generator = toy.make()
-        nudge(generator.trainable('lora', rank=2, alpha=2.0))
+        toy.nudge(generator.trainable('lora', rank=2, alpha=2.0))
         generator.save(tmp_path / 'lora.pth', 'trained')
         other = toy.make()
         other.trainable('lora', rank=4)
@@ -330,12 +239,3 @@ class TestErrors:
         with pytest.raises(ValueError, match='is the checkpoint that was loaded; give another place'):
             generator.save(toy.released[1]['file'], 'original')
         assert not list(tmp_path.iterdir())
-
-
-def test_adapters_go_to_the_modules_that_are_named_alone(toy):
-    """'conv' is the end of 'inner.conv' too."""
-    from finpercep_plugin.generators.lora import add_lora, lora_parameters
-
-    net = nn.ModuleDict({'conv': nn.Linear(2, 2), 'inner': nn.ModuleDict({'conv': nn.Linear(2, 2)})})
-    assert add_lora(net, 2, 2.0, ['conv']) == ['conv']
-    assert {name.split('.lora_')[0] for name in lora_parameters(net)} == {'conv'}

@@ -22,13 +22,6 @@ def noise_of(generator, cond, seed=2):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def nudge(parameters, seed=3):
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for value in parameters.values():
-            value.add_(0.1 * torch.randn(value.shape, generator=rng))
-
-
 class TestPredict:
     def test_guidance_is_two_calls(self, toy):
         generator = toy.make(kernel=3)
@@ -193,7 +186,7 @@ class TestTrained:
         chosen = generator.trainable(choice, rank=2)
         everything = [name for name, _ in generator.network.named_parameters()]
         assert sorted(chosen) == sorted(everything if expected is None else expected)
-        nudge(chosen)
+        toy.nudge(chosen)
         cond = generator.condition(images(1))
         out = generator.predict(noise_of(generator, cond), 300, cond, 2.0)
         generator.decode(out, cond).square().sum().backward()
@@ -209,7 +202,7 @@ class TestTrained:
         x = noise_of(generator, cond)
         start = generator.predict(x, 300, cond, 2.0).detach()
         chosen = generator.trainable(choice, rank=2)
-        nudge(chosen)
+        toy.nudge(chosen)
         with generator.reference():
             inside = generator.predict(x.clone().requires_grad_(), 300, cond, 2.0)
         torch.testing.assert_close(inside, start, atol=1e-6, rtol=1e-6)

@@ -1,57 +1,19 @@
-"""OSEDiff: prompts, start, the one step, gradients, starting policy, training loss, tiles."""
+"""OSEDiff's own: prompts, start, the one step, the trained encoder, training loss. The rest: `test_released_generators.py`."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 pytest.importorskip('diffusers')
 pytest.importorskip('peft')
 pytest.importorskip('transformers')
 pytest.importorskip('timm')
 from finpercep_plugin.algorithms.refl import ReFL  # noqa: E402
-from finpercep_plugin.cli.tiny.osediff import osediff  # noqa: E402
 from finpercep_plugin.diffusion.prediction import to_x0  # noqa: E402
-from finpercep_plugin.generators.osediff import OSEDiff  # noqa: E402
 from finpercep_plugin.rewards.psnr_reward import PSNRReward  # noqa: E402
 from finpercep_plugin.rollout import rollout, step_x0, super_resolve  # noqa: E402
 
-
-@pytest.fixture(scope='module')
-def files(tmp_path_factory):
-    return osediff(tmp_path_factory.mktemp('osediff'), seed=1)
-
-
-@pytest.fixture
-def make(files):
-    """make(**options) -> a loaded generator, by default without RAM and without checkpointing."""
-
-    def made(ram=False, weights=None, **options):
-        parts = {name: files[name] for name in ('ram', 'dape', 'tags', 'thresholds')} if ram else {}
-        generator = OSEDiff(files['base'], **{**parts, 'prompt': 'a sea', 'checkpointing': False, **options})
-        generator.load(weights or files['weights'])
-        return generator
-
-    return made
-
-
-def pictures(batch=2, height=10, width=12):
-    """lq and gt."""
-    rng = torch.Generator().manual_seed(5)
-    gt = torch.rand(batch, 3, 4 * height, 4 * width, generator=rng)
-    return F.avg_pool2d(gt, 4), gt
-
-
-def noise_for(generator, cond):
-    return torch.randn(len(cond), *generator.latent_shape(cond), generator=torch.Generator().manual_seed(6))
-
-
-def policy_step(generator, lq, gt):
-    """A loss through encoder, UNet and decode, and the training loss."""
-    cond = generator.condition(lq)
-    noise = noise_for(generator, cond)
-    sr = generator.decode(step_x0(generator, generator.start(cond, noise), 0, cond), cond)
-    t = torch.stack([generator.draw_t(torch.Generator())] * len(lq))
-    return (sr - gt).square().mean() + generator.pretrain_loss(gt, cond, noise, t).mean()
+NAME = 'OSEDiff'
+RAM = dict.fromkeys(('ram', 'dape', 'tags', 'thresholds'), True)
 
 
 def nudge(parameters):
@@ -63,9 +25,9 @@ def nudge(parameters):
 # ---------------------------------------------------------------- prompts
 
 
-def test_prompt_of_tags_and_words(make):
-    generator = make(ram=True, prompt='')
-    lq, _ = pictures()
+def test_prompt_of_tags_and_words(made):
+    generator = made.make(**RAM, prompt='')
+    lq, _ = made.pictures()
     tags, _ = generator.tagger(generator.upscaled(lq))
     assert tags[0] and tags[0] != tags[1]
     cond = generator.condition(lq)
@@ -76,19 +38,17 @@ def test_prompt_of_tags_and_words(make):
     assert torch.equal(named.tensors['text'][0], generator.text([f'{tags[0]}, sharp,'])[0])
 
 
-def test_without_ram_the_prompt_is_the_users(make):
-    generator = make()
-    lq, _ = pictures()
+def test_without_ram_the_prompt_is_the_users(made):
+    generator = made.make()
+    lq, _ = made.pictures()
     cond = generator.condition(lq)
     assert generator.prompts(cond) == ('a sea', 'a sea') and generator.tagger is None
     assert torch.equal(cond.tensors['text'][1], generator.text(['a sea'])[0])
-    with pytest.raises(ValueError, match='2 images need as many prompts, got 1'):
-        generator.condition(lq, prompt=['x'])
 
 
-def test_tags_are_looked_up_once_and_the_encoder_is_not_remembered(make, monkeypatch):
-    generator = make(ram=True)
-    lq, _ = pictures()
+def test_tags_are_looked_up_once_and_the_encoder_is_not_remembered(made, monkeypatch):
+    generator = made.make(**RAM)
+    lq, _ = made.pictures()
     calls = []
     forward = generator.tagger.forward
     monkeypatch.setattr(generator.tagger, 'forward', lambda image: calls.append(len(image)) or forward(image))
@@ -101,24 +61,24 @@ def test_tags_are_looked_up_once_and_the_encoder_is_not_remembered(make, monkeyp
 # ---------------------------------------------------------------- maths
 
 
-def test_start_is_a_draw_from_the_posterior(make):
-    generator = make()
-    lq, _ = pictures()
+def test_start_is_a_draw_from_the_posterior(made):
+    generator = made.make()
+    lq, _ = made.pictures()
     cond = generator.condition(lq)
     with torch.no_grad():
         mean, std = generator.network('encode', generator.upscaled(lq) * 2 - 1)
     assert torch.equal(cond.tensors['latent'], mean * 0.18215) and torch.equal(cond.tensors['std'], std * 0.18215)
-    noise = noise_for(generator, cond)
+    noise = made.noise(generator, cond)
     torch.testing.assert_close(generator.start(cond, noise), 0.18215 * (mean + std * noise))
     assert generator.steps.tolist() == [999] and generator.timesteps(1).tolist() == [999]
     assert generator.draw_t(torch.Generator()) == 999
 
 
-def test_one_step_by_hand(make):
-    generator = make(color_fix='none')
-    lq, _ = pictures()
+def test_one_step_by_hand(made):
+    generator = made.make(color_fix='none')
+    lq, _ = made.pictures()
     cond = generator.condition(lq)
-    noise = noise_for(generator, cond)
+    noise = made.noise(generator, cond)
     with torch.no_grad():
         x_t = generator.start(cond, noise)
         eps = generator.network.unet(x_t, 999, encoder_hidden_states=cond.tensors['text']).sample
@@ -129,10 +89,10 @@ def test_one_step_by_hand(make):
     torch.testing.assert_close(super_resolve(generator, lq, noise), image[..., :40, :48], atol=1e-4, rtol=1e-4)
 
 
-def test_noise_at_one_timestep_denoised_from_another(make):
-    generator = make(noise_t=250, denoise_t=100)
-    cond = generator.condition(pictures()[0])
-    noise = noise_for(generator, cond)
+def test_noise_at_one_timestep_denoised_from_another(made):
+    generator = made.make(noise_t=250, denoise_t=100)
+    cond = generator.condition(made.pictures()[0])
+    noise = made.noise(generator, cond)
     a = generator.schedule.alphas[250]
     x_t = generator.start(cond, noise)
     torch.testing.assert_close(x_t, a.sqrt() * cond.tensors['latent'] + (1 - a).sqrt() * noise)
@@ -142,20 +102,11 @@ def test_noise_at_one_timestep_denoised_from_another(make):
     torch.testing.assert_close(step_x0(generator, x_t, 0, cond), expected)
 
 
-@pytest.mark.parametrize('height, width', [(10, 12), (9, 11)])
-def test_sr_is_four_times_lq(make, height, width):
-    generator = make(ram=True)
-    lq, _ = pictures(1, height, width)
-    noise = noise_for(generator, generator.condition(lq))
-    sr = super_resolve(generator, lq, noise)
-    assert sr.shape == (1, 3, 4 * height, 4 * width) and 0 <= sr.min() < sr.max() <= 1
-
-
-def test_a_sample_does_not_depend_on_its_batch(make):
-    generator = make(ram=True)
-    lq, gt = pictures(3)
+def test_a_sample_does_not_depend_on_its_batch(made):
+    generator = made.make(**RAM)
+    lq, gt = made.pictures(3)
     cond = generator.condition(lq)
-    noise, t = noise_for(generator, cond), torch.full((3,), 999)
+    noise, t = made.noise(generator, cond), torch.full((3,), 999)
     with torch.no_grad():
         whole, loss = super_resolve(generator, lq, noise), generator.pretrain_loss(gt, cond, noise, t)
         for row in (0, 2):
@@ -166,23 +117,10 @@ def test_a_sample_does_not_depend_on_its_batch(make):
             torch.testing.assert_close(one, loss[part], atol=1e-5, rtol=1e-4)
 
 
-def test_gradients_with_and_without_checkpointing(make):
-    def gradients(checkpointing):
-        generator = make(checkpointing=checkpointing)
-        chosen = generator.trainable('released')
-        policy_step(generator, *pictures()).backward()
-        return {name: value.grad for name, value in chosen.items()}
-
-    kept, recomputed = gradients(False), gradients(True)
-    for name, value in kept.items():
-        assert value.any()
-        assert (recomputed[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
-
-
-def test_refl_reaches_the_encoder(make):
-    generator = make(ram=True)
+def test_refl_reaches_the_encoder(made):
+    generator = made.make(**RAM)
     chosen = generator.trainable('lora')
-    lq, gt = pictures()
+    lq, gt = made.pictures()
     cond = generator.condition(lq)
     reward = PSNRReward()
     loss, seen = ReFL(weight=1.0, margin=1e3, pretrain_weight=0.0).loss(generator, cond, gt, reward, 0, 1, [0, 1])
@@ -192,11 +130,11 @@ def test_refl_reaches_the_encoder(make):
         assert value.grad is not None and value.grad.any(), name
 
 
-def test_reference_is_the_start_also_for_the_encoder(make):
-    generator = make(ram=True)
-    lq, _ = pictures()
+def test_reference_is_the_start_also_for_the_encoder(made):
+    generator = made.make(**RAM)
+    lq, _ = made.pictures()
     start = generator.condition(lq)
-    noise = noise_for(generator, start)
+    noise = made.noise(generator, start)
     x_t = generator.start(start, noise)
     eps = generator.predict(x_t, 999, start).detach()
     nudge(generator.trainable('released'))
@@ -214,11 +152,11 @@ def test_reference_is_the_start_also_for_the_encoder(make):
 # ---------------------------------------------------------------- training loss
 
 
-def test_pretrain_loss_by_hand(make):
-    generator = make(color_fix='adain')  # which is no part of training
-    lq, gt = pictures()
+def test_pretrain_loss_by_hand(made):
+    generator = made.make(color_fix='adain')  # which is no part of training
+    lq, gt = made.pictures()
     cond = generator.condition(lq)
-    noise, t = noise_for(generator, cond), torch.full((2,), 999)
+    noise, t = made.noise(generator, cond), torch.full((2,), 999)
     loss = generator.pretrain_loss(gt, cond, noise, t)
     with torch.no_grad():
         x0 = rollout(generator, cond, noise).latents[-1]
@@ -228,24 +166,24 @@ def test_pretrain_loss_by_hand(make):
         generator.pretrain_loss(gt[..., :44], cond, noise, t)
 
 
-def test_lpips_is_added_with_its_weight(make, monkeypatch):
+def test_lpips_is_added_with_its_weight(made, monkeypatch):
     class Stub(PSNRReward):
         def __init__(self, metric):
             super().__init__()
             assert metric == 'lpips-vgg'
 
-    lq, gt = pictures()
-    plain = make()
+    lq, gt = made.pictures()
+    plain = made.make()
     cond = plain.condition(lq)
-    noise, t = noise_for(plain, cond), torch.full((2,), 999)
+    noise, t = made.noise(plain, cond), torch.full((2,), 999)
     monkeypatch.setattr('finpercep_plugin.generators.osediff.PyIQAReward', Stub)
-    added = make(lpips_weight=2.0).pretrain_loss(gt, cond, noise, t) - plain.pretrain_loss(gt, cond, noise, t)
+    added = made.make(lpips_weight=2.0).pretrain_loss(gt, cond, noise, t) - plain.pretrain_loss(gt, cond, noise, t)
     with torch.no_grad():
         image = plain.pixels(rollout(plain, cond, noise).latents[-1], cond)[..., :40, :48].clamp(0, 1)
     torch.testing.assert_close(added, 2 * PSNRReward()(image, gt=gt).score, atol=1e-3, rtol=1e-4)
 
 
-def test_missing_lpips_weights_are_named(make, monkeypatch):
+def test_missing_lpips_weights_are_named(made, monkeypatch):
     pyiqa = pytest.importorskip('pyiqa')
 
     def fail(*args, **options):
@@ -253,28 +191,18 @@ def test_missing_lpips_weights_are_named(make, monkeypatch):
 
     monkeypatch.setattr(pyiqa, 'create_metric', fail)
     with pytest.raises(FileNotFoundError, match='pyiqa lpips-vgg: its weights cannot be read .*no network'):
-        make(lpips_weight=2.0)
+        made.make(lpips_weight=2.0)
 
 
 # ---------------------------------------------------------------- tiles
 
 
-def test_tiles_of_a_pointwise_network_change_nothing(make, monkeypatch):
-    generator = make(tile=8, tile_overlap=4)
-    cond = generator.condition(pictures(2, 26, 30)[0])
-    x_t = generator.start(cond, noise_for(generator, cond))
-    monkeypatch.setattr(generator, 'run', lambda x, t, c: 3 * x + c.tensors['latent'] - t.view(-1, 1, 1, 1))
-    tiled = generator.predict(x_t, torch.tensor([2, 999]), cond)
-    expected = 3 * x_t + cond.tensors['latent'] - torch.tensor([2.0, 999.0]).view(2, 1, 1, 1)
-    torch.testing.assert_close(tiled, expected, atol=1e-4, rtol=1e-5)
-
-
 @torch.no_grad()
-def test_tiles_agree_better_the_more_they_see(make):
+def test_tiles_agree_better_the_more_they_see(made):
     """The random UNet looks at all of its input; with tiles of 2/3 of the side, 0.16 was measured."""
-    generator = make()
-    cond = generator.condition(torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
-    x_t = generator.start(cond, noise_for(generator, cond))
+    generator = made.make()
+    cond = generator.condition(made.lq(1, 96, 96))
+    x_t = generator.start(cond, made.noise(generator, cond))
     whole, errors = generator.predict(x_t, 999, cond), {}
     for tile, overlap in ((16, 8), (32, 24), (48, 0)):
         generator.tile, generator.tile_overlap = tile, overlap
@@ -283,17 +211,17 @@ def test_tiles_agree_better_the_more_they_see(make):
 
 
 @torch.no_grad()
-def test_the_encoder_in_tiles(make):
-    generator = make(vae_tile=16, vae_tile_overlap=12)
+def test_the_encoder_in_tiles(made):
+    generator = made.make(vae_tile=16, vae_tile_overlap=12)
     lq = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    tiled, whole = generator.condition(lq).tensors, make().condition(lq).tensors
+    tiled, whole = generator.condition(lq).tensors, made.make().condition(lq).tensors
     for name in ('latent', 'std'):
         error = (tiled[name] - whole[name]).std() / whole[name].std()
         assert 0 < error < 0.3
 
 
-def test_guidance_is_refused(make):
-    generator = make()
-    cond = generator.condition(pictures()[0])
+def test_guidance_is_refused(made):
+    generator = made.make()
+    cond = generator.condition(made.pictures()[0])
     with pytest.raises(ValueError, match='guidance must be 1, got 7.5'):
-        generator.predict(noise_for(generator, cond), 999, cond, guidance=7.5)
+        generator.predict(made.noise(generator, cond), 999, cond, guidance=7.5)

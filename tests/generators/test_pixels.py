@@ -1,7 +1,9 @@
 """Upscaling, cropping and the straight-through clamp."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finpercep_plugin.generators.pixels import crop, straight_through_clamp, upscale
 
@@ -14,12 +16,26 @@ def test_clamp_keeps_gradient_of_saturated_pixels():
     assert x.grad.tolist() == [1.0, 2.0, 3.0]
 
 
-def test_upscale():
+@pytest.mark.parametrize('kernel', ['torch', 'pillow'])
+def test_upscale(kernel):
     ramp = torch.linspace(0, 1, 16).reshape(1, 1, 1, 16).expand(1, 3, 8, 16)
-    large = upscale(ramp, 4)
+    large = upscale(ramp, 4, kernel)
     assert large.shape == (1, 3, 32, 64) and large.min() >= 0 and large.max() <= 1
     # Bicubic keeps a ramp: output pixel j lies at (j + 0.5) / 4 - 0.5 of the input, whose step is 1 / 15.
     assert large[0, 0, 16, 30].item() == pytest.approx((30.5 / 4 - 0.5) / 15, abs=1e-2)
+
+
+@pytest.mark.parametrize('scale', [2, 4])
+def test_pillows_kernel_is_pillows(scale):
+    """On noise over the whole range, whose overshoot is clipped between rows and columns."""
+    picture = np.random.default_rng(0).integers(0, 256, (11, 17, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(picture).resize((17 * scale, 11 * scale), Image.BICUBIC)).astype(int)
+    lq = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+    apart = {
+        kernel: np.abs((upscale(lq, scale, kernel)[0].permute(1, 2, 0) * 255).round().numpy() - expected).max()
+        for kernel in ('torch', 'pillow')
+    }
+    assert apart['pillow'] <= 1 and apart['torch'] > 5
 
 
 def test_crop():
