@@ -12,9 +12,11 @@ import torch
 
 from finpercep_plugin.algorithms.denoising import denoising_error, one_step_error
 from finpercep_plugin.algorithms.dpo_objective import dpo_objective
+from finpercep_plugin.algorithms.group_scores import group_scores
 from finpercep_plugin.algorithms.members import (
     Exchange,
     Member,
+    Update,
     check_varied,
     chunks,
     condition_rows,
@@ -23,6 +25,7 @@ from finpercep_plugin.algorithms.members import (
     reward_rows,
     reward_terms,
 )
+from finpercep_plugin.algorithms.one_step import check_eta
 from finpercep_plugin.algorithms.preferences import PreferenceBatch, best_worst_pairs
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.registry import ALGORITHMS
@@ -32,7 +35,6 @@ from finpercep_plugin.rollout import no_gradient, rollout, sampler_steps
 
 __all__ = ['DPO']
 
-Update = Iterator[Tuple[torch.Tensor, Dict[str, torch.Tensor]]]
 BETA = {'eps': 2000.0, 'v': 2000.0, 'flow': 100.0}
 
 
@@ -98,10 +100,7 @@ class DPO:
             ValueError: eta for a flow, a number of steps it does not take, or samples that cannot differ.
         """
         sampler_steps(generator, self.steps)
-        if self.eta and generator.prediction == 'flow':
-            raise ValueError(
-                f'DPO: eta is defined for eps and v models; a flow generator needs eta = 0, got {self.eta}'
-            )
+        check_eta(generator, self.eta, 'DPO')
         check_varied(generator, 'DPO')
 
     def shorten(self) -> None:
@@ -128,7 +127,7 @@ class DPO:
             seed: of the run.
             iteration: of the run.
             samples: B global indices of the lq images.
-            exchange: ((n,) values, (n,) ids) -> those of all ranks.
+            exchange: ((n, ...) values, (n,) ids) -> those of all ranks.
 
         Yields:
             updates: iterators of micro-batches, each a loss, whose sum is the update's, and the micro-batch's
@@ -136,7 +135,8 @@ class DPO:
         """
         members = number_members(samples, self.members)
         latents, outputs = self._sample(generator, lq, gt, reward_fn, seed, iteration, members)
-        scores = torch.cat([output.score.detach().float() for output in outputs])
+        ids = torch.tensor([m.image for m in members], device=outputs[0].score.device)
+        scores, _ = group_scores(reward_fn, outputs, ids, exchange)
         pairs = best_worst_pairs(scores, [m.image for m in members], self.best, self.min_gap)
         winners, losers = [p.winner for p in pairs], [p.loser for p in pairs]
         batch = PreferenceBatch(
@@ -170,7 +170,7 @@ class DPO:
             seed: of the run.
             iteration: of the run.
             samples: B global indices of the lq images.
-            exchange: ((n,) values, (n,) ids) -> those of all ranks.
+            exchange: ((n, ...) values, (n,) ids) -> those of all ranks.
             images: winners and losers are images, to be encoded, not latents.
             seen: further diagnostics of every micro-batch.
         """

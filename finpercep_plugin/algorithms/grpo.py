@@ -1,20 +1,22 @@
 """Flow-GRPO: groups of samples of one low-quality image, and the likelihood of the sampler steps that made the better ones.
 
-Formulas: METHOD.md §5; FinPercep-RM supplement Eq. 4-6; Flow-GRPO (Liu et al. 2025).
+Formulas: METHOD.md §5; FinPercep-RM supplement Eq. 4-6; Flow-GRPO (Liu et al. 2025). The map as a dense reward is ours.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Literal, Optional, Sequence, Tuple
 
 import torch
 
-from finpercep_plugin.algorithms.grpo_objective import default_clip, gaussian_kl, group_advantage, grpo_objective
+from finpercep_plugin.algorithms.advantages import Advantages
+from finpercep_plugin.algorithms.grpo_objective import default_clip, gaussian_kl, grpo_objective
 from finpercep_plugin.algorithms.members import (
     Exchange,
     Member,
+    Update,
     check_varied,
     chunks,
     condition_rows,
@@ -25,15 +27,14 @@ from finpercep_plugin.algorithms.members import (
 )
 from finpercep_plugin.algorithms.noisy_steps import NoisySteps
 from finpercep_plugin.algorithms.policy import DTYPES, StoredRollout, policy_rollout, step_gaussian
+from finpercep_plugin.algorithms.unfit import Unfit
+from finpercep_plugin.diffusion.regions import region_shares
 from finpercep_plugin.registry import ALGORITHMS
 from finpercep_plugin.rewards.base import RewardOutput
 from finpercep_plugin.rng import keyed_numpy
 from finpercep_plugin.rollout import no_gradient, sampler_steps
 
 __all__ = ['FlowGRPO']
-
-Update = Iterator[Tuple[torch.Tensor, Dict[str, torch.Tensor]]]
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,19 @@ class FlowGRPO:
             `first_member` tells their samples apart, and they are one group.
         noise: which steps draw, and how; None: as `NoisySteps` has it.
         trained_steps: how many of the steps that draw are trained, chosen anew each iteration; None: all.
-        clip: range of the ratio; None: 1e-4 sqrt(65536 / D) for latents of D dimensions.
+        clip: range of the ratio; None: 1e-4 sqrt(65536 / D) for latents of D dimensions. That of a region of d of them
+            is wider by sqrt(D / d).
         kl_weight: of the KL to the starting policy; 0 leaves it out.
         advantage_std: over each 'group' or over the whole 'batch'.
         advantage_clip: largest advantage.
         epochs: times that the samples of an iteration are gone through.
         updates_per_epoch: optimiser updates in each of them; at most as many as there are micro-batches.
+        dense: how much of the advantage is that of the region, from a reward's map M: `A(p) = (1 - dense) A + dense
+            A_region(p)`, where A_region compares `r(p) = 1 - M(p)`, a mean over region p, with the same place in the
+            other samples of the group (`group_advantage`), and regions have ratios and clips of their own. 0 .. 1, which
+            forgets what the map does not show, and what a region does to others. Without effect on a reward that gives
+            no map, such as RM_0 in the curriculum's first stage: then A is that of the whole.
+        region_size: side of the regions, in pixels of sr.
         micro_batch: samples in one rollout, and in one forward and backward pass, which is of one step.
         store: dtype of the stored latents.
         guidance: of sampling and training; None: the generator's own.
@@ -96,6 +104,8 @@ class FlowGRPO:
         advantage_clip: float = 5.0,
         epochs: int = 1,
         updates_per_epoch: int = 1,
+        dense: float = 0.0,
+        region_size: int = 32,
         micro_batch: int = 4,
         store: Literal['float32', 'bfloat16', 'float16'] = 'float32',
         guidance: Optional[float] = None,
@@ -110,15 +120,17 @@ class FlowGRPO:
                 f'kl_weight must not be negative, and clip and advantage_clip must be above 0, got {kl_weight}, '
                 f'{clip} and {advantage_clip}'
             )
+        if not 0 <= dense <= 1 or region_size < 1:
+            wrong.append(f'dense must be in 0..1 and region_size 1 or more, got {dense} and {region_size}')
         if wrong:
             raise ValueError('FlowGRPO: ' + '; '.join(wrong))
         self.group, self.noise, self.trained_steps = group, noise or NoisySteps(), trained_steps
-        self.clip, self.kl_weight = clip, kl_weight
-        self.advantage_std, self.advantage_clip = advantage_std, advantage_clip
+        self.clip, self.kl_weight, self.dense = clip, kl_weight, dense
+        self.advantages = Advantages(advantage_std, advantage_clip, dense, region_size)
         self.epochs, self.updates_per_epoch, self.micro_batch = epochs, updates_per_epoch, micro_batch
         self.store, self.guidance, self.steps = DTYPES[store], guidance, steps
         self.needs_reference = kl_weight > 0
-        self.first_member, self._warned = 0, False
+        self.first_member = 0
 
     def check(self, generator: Any) -> None:
         """Whether the settings fit the generator, which may have no networks yet.
@@ -130,11 +142,14 @@ class FlowGRPO:
         number = len(sampler_steps(generator, self.steps))
         try:
             self.noise.check(generator, number)
+        except Unfit as error:
+            raise Unfit(f'FlowGRPO: {error}', error.options) from None
         except ValueError as error:
             raise ValueError(f'FlowGRPO: {error}') from None
         drawn = self.noise.window or self.noise.allowed(generator, number)
         if self.trained_steps is not None and self.trained_steps > drawn:
             raise ValueError(f'FlowGRPO: trained_steps = {self.trained_steps}, but only {drawn} steps draw')
+        self.advantages.side(generator)
 
     def shorten(self) -> None:
         """For a dry run: nothing to leave out, since all of the rollout is learnt from."""
@@ -160,7 +175,7 @@ class FlowGRPO:
             seed: of the run.
             iteration: of the run.
             samples: B global indices of the lq images, by which samples are grouped.
-            exchange: ((n,) values, (n,) ids) -> those of all ranks.
+            exchange: ((n, ...) values, (n,) ids) -> those of all ranks.
 
         Yields:
             updates: iterators of micro-batches, each a loss, whose sum is the update's, and the micro-batch's
@@ -172,7 +187,7 @@ class FlowGRPO:
             self._sample(generator, lq, gt, reward_fn, timesteps, drawn, members, seed, iteration)
             for members in chunks(number_members(samples, self.group, self.first_member), self.micro_batch)
         ]
-        batches, seen = self._with_advantages(sampled, exchange)
+        batches, seen = self._with_advantages(reward_fn, sampled, exchange)
         trained = drawn
         if self.trained_steps is not None:
             order = keyed_numpy(seed, iteration, 'grpo steps').permutation(len(drawn))[: self.trained_steps]
@@ -206,15 +221,20 @@ class FlowGRPO:
         guidance = self._guidance(generator)
         cond = condition_rows(generator, lq, batch.rows)
         mean, std = step_gaussian(generator, x_t, index, timesteps, cond, guidance, policy)
-        log_prob, kl = policy.log_prob(batch.rollout.after[index].float(), mean, std), None
+        side = self.advantages.side(generator)
+        log_prob, kl = policy.log_prob(batch.rollout.after[index].float(), mean, std, side), None
         if self.kl_weight:
             with no_gradient(), generator.reference():
                 cond = condition_rows(generator, lq, batch.rows)
                 reference, _ = step_gaussian(generator, x_t, index, timesteps, cond, guidance, policy)
             kl = gaussian_kl(mean, reference, std)
+        old, (height, width) = batch.rollout.log_probs[index], x_t.shape[2:]
         clip = default_clip(x_t[0].numel()) if self.clip is None else self.clip
-        old = batch.rollout.log_probs[index]
-        return grpo_objective(log_prob, old, batch.advantage, clip, kl, self.kl_weight)
+        if side is None:
+            return grpo_objective(log_prob, old, batch.advantage, clip, kl, self.kl_weight)
+        clip *= math.sqrt(height * width / (min(side, height) * min(side, width)))
+        shares = region_shares(height, width, side).to(log_prob.device)
+        return grpo_objective(log_prob, old, batch.advantage, clip, kl, self.kl_weight, shares)
 
     @no_gradient()
     def _sample(
@@ -238,28 +258,23 @@ class FlowGRPO:
 
         noise = member_randn(shape, members, *key, 'start', device=lq.device)
         policy, guidance = self.noise.policy(generator), self._guidance(generator)
-        rollout = policy_rollout(generator, cond, noise, timesteps, guidance, policy, drawn, draw, self.store)
+        side = self.advantages.side(generator)
+        rollout = policy_rollout(generator, cond, noise, timesteps, guidance, policy, drawn, draw, self.store, side)
         sr = generator.decode(rollout.final, cond)
         return members, rollout, reward_rows(reward_fn, sr, lq, gt, rows, generator.prompts(cond))
 
     def _with_advantages(
-        self, sampled: List[Tuple[List[Member], StoredRollout, RewardOutput]], exchange: Exchange
+        self,
+        reward_fn: Callable[..., RewardOutput],
+        sampled: List[Tuple[List[Member], StoredRollout, RewardOutput]],
+        exchange: Exchange,
     ) -> Tuple[List[_Chunk], Dict[str, torch.Tensor]]:
-        scores = torch.cat([reward.score.detach().float() for _, _, reward in sampled])
-        ids = torch.tensor([m.image for members, _, _ in sampled for m in members], device=scores.device)
-        advantage, seen = group_advantage(
-            scores, ids, exchange(scores, ids), self.advantage_std, clip=self.advantage_clip
-        )
-        if not self._warned and (seen['zero_std_groups'] > 0 or seen['group_min'] < 2):
-            logger.warning(
-                'FlowGRPO: some groups teach nothing: %.0f %% have rewards that are all equal, and the smallest has %d '
-                'sample(s); this is said once, watch zero_std_groups',
-                100 * seen['zero_std_groups'],
-                seen['group_min'],
-            )
-            self._warned = True
+        outputs = [reward for _, _, reward in sampled]
+        ids = torch.tensor([m.image for members, _, _ in sampled for m in members], device=outputs[0].score.device)
+        grid = next(iter(sampled[0][1].log_probs.values())).shape[1:]
+        advantage, seen = self.advantages(reward_fn, outputs, ids, exchange, grid)
         parts = advantage.split([len(members) for members, _, _ in sampled])
-        seen |= {**reward_terms([reward for _, _, reward in sampled]), 'advantage_abs': advantage.abs().mean()}
+        seen |= {**reward_terms(outputs), 'advantage_abs': advantage.abs().mean()}
         return [_Chunk(*sample, part) for sample, part in zip(sampled, parts)], seen
 
     def _guidance(self, generator: Any) -> float:

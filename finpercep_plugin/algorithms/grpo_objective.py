@@ -1,6 +1,7 @@
 """The formulas of Flow-GRPO, tensors in and out: advantages within groups, clipped policy ratio, KL to the reference.
 
-Formulas: METHOD.md §5; FinPercep-RM supplement Eq. 4-6; Flow-GRPO (Liu et al. 2025), Eq. 4-6 and 11.
+Formulas: METHOD.md §5; FinPercep-RM supplement Eq. 4-6; Flow-GRPO (Liu et al. 2025), Eq. 4-6 and 11. Advantages, ratios
+and clips of regions are ours.
 """
 
 from __future__ import annotations
@@ -34,8 +35,14 @@ def group_advantage(
 ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
     """`A = (R - mean) / (std + floor)` within -clip..clip; mean over the samples of the same low-quality image.
 
+    Rewards of regions have the mean of their own place, `A(p) = (R(p) - mean(p)) / (std + floor)`, and all places share
+    one std, the root of the mean over places of the variance at each. So the mean square of A is 1 as of an advantage
+    for the whole; a place where samples hardly differ keeps small advantages, and if what happens at places is
+    independent, the policy gradient of A(p) is that of the mean over places of R, with the noise of other places left
+    out.
+
     Args:
-        rewards: (n,).
+        rewards: (n,), or (n, rows, columns) by region.
         ids: (n,) of the low-quality image of each.
         everywhere: rewards and ids of all ranks, these included, where groups or the batch span ranks.
         std: over the 'group', or over the whole 'batch', which keeps the advantages of groups that hardly differ small.
@@ -43,8 +50,8 @@ def group_advantage(
         clip: largest advantage.
 
     Returns:
-        (n,) advantages, float32; and diagnostics of all ranks' groups, scalars: the share of groups whose rewards are
-            all equal, `zero_std_groups`, and the samples of the smallest one, `group_min`.
+        advantages as `rewards`, float32; and diagnostics of all ranks' groups, scalars: the share of groups whose
+            rewards are all equal, `zero_std_groups`, and the samples of the smallest one, `group_min`.
 
     >>> rewards, ids = torch.tensor([1.0, 3.0, 5.0, 5.0]), torch.tensor([0, 0, 1, 1])
     >>> advantage, seen = group_advantage(rewards, ids, floor=1.0)
@@ -55,17 +62,23 @@ def group_advantage(
     own, pool = rewards.detach().double(), pool.detach().double().to(rewards.device)
     names, group = pool_ids.to(ids.device).unique(return_inverse=True)
     count = torch.bincount(group, minlength=len(names)).double()
+    places = [1] * (pool.ndim - 1)
 
     def mean(values: torch.Tensor) -> torch.Tensor:
-        return values.new_zeros(len(names)).index_add(0, group, values) / count
+        total = values.new_zeros(len(names), *values.shape[1:]).index_add(0, group, values)
+        return total / count.view(-1, *places)
 
     means = mean(pool)
-    spread = mean((pool - means[group]) ** 2).sqrt()
-    equal = torch.stack([(pool[group == i] == pool[group == i][0]).all() for i in range(len(names))])
+    equal = torch.stack([(pool[group == i] == pool[group == i][0]).all(0) for i in range(len(names))])
     mine = torch.searchsorted(names, ids)
-    scale = spread[mine] if std == 'group' else pool.std(unbiased=False)
+    if std == 'group':
+        variance = mean((pool - means[group]) ** 2).reshape(len(names), -1).mean(1)
+        scale = variance.sqrt()[mine].view(-1, *places)
+    else:
+        scale = pool.var(0, unbiased=False).mean().sqrt() if places else pool.std(unbiased=False)
     advantage = torch.where(equal[mine], 0.0, (own - means[mine]) / (scale + floor)).clamp(-clip, clip)
-    return advantage.float(), {'zero_std_groups': equal.float().mean(), 'group_min': count.min().float()}
+    zero = equal.reshape(len(names), -1).all(1).float().mean()
+    return advantage.float(), {'zero_std_groups': zero, 'group_min': count.min().float()}
 
 
 def gaussian_kl(mean: torch.Tensor, mean_reference: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
@@ -89,20 +102,25 @@ def grpo_objective(
     clip: float,
     kl: Optional[torch.Tensor] = None,
     kl_weight: float = 0.0,
+    shares: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
     """`-mean min(r A, clip(r, 1 - c, 1 + c) A) + kl_weight mean KL`, `r = exp(log p - log p_old)`.
 
+    With regions, each has a ratio and a clip of its own, and the mean is over samples and dimensions. At ratio 1 its
+    gradient is `-mean_p A(p) grad log p(p)`; with the same A everywhere that is the one without regions.
+
     Args:
-        log_prob: (B,) of the samples under the policy, mean over dimensions.
-        old_log_prob: (B,) under the policy that drew them.
-        advantage: (B,).
-        clip: c.
+        log_prob: (B,) of the samples under the policy, mean over dimensions; or (B, rows, columns) of their regions.
+        old_log_prob: the same under the policy that drew them.
+        advantage: (B,); broadcastable to (B, rows, columns).
+        clip: c, of the ratio of a sample or a region; see `default_clip`.
         kl: (B,), of `gaussian_kl`.
         kl_weight: of it.
+        shares: (rows, columns) of `region_shares`, where regions may differ in size.
 
     Returns:
         the loss, a scalar, and diagnostics, detached scalars: its two terms; mean `ratio` and its largest distance from
-            1; `clipped`, the share of samples whose ratio the range cuts off, in either direction; `approx_kl` to the
+            1; `clipped`, the share of ratios that the range cuts off, in either direction; `approx_kl` to the
             policy that drew them, the mean of half the squared log-ratio; the KL to the reference.
 
     >>> loss, seen = grpo_objective(torch.tensor([0.0, 0.1]), torch.zeros(2), torch.tensor([1.0, 1.0]), clip=0.05)
@@ -111,7 +129,8 @@ def grpo_objective(
     """
     log_ratio = log_prob.float() - old_log_prob.detach().float()
     ratio, advantage = log_ratio.exp(), advantage.detach().float()
-    l_policy = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    l_policy = -(gain if shares is None else gain * shares).mean()
     diagnostics = {
         'l_policy': l_policy,
         'ratio': ratio.mean(),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, List, Literal, Optional, Union
 
 from finpercep_plugin.algorithms.policy import StepPolicy
+from finpercep_plugin.algorithms.unfit import Unfit
 from finpercep_plugin.rng import keyed_numpy
 
 __all__ = ['NoisySteps']
@@ -81,10 +82,11 @@ class NoisySteps:
                 f'step{"s" if number > 1 else ""}, of which the last {number - allowed} never draw (drop_last)'
             )
         if allowed == number and self.std_floor == 0 and (not flow or self.sde == 'cps'):
-            raise ValueError(
+            raise Unfit(
                 f'the last step of {name} ends clean, so it has no noise and no density: set '
                 + ('drop_last to 1 or more' if number > 1 else 'std_floor (such as 0.1) for it to draw with')
-                + (', or std_floor' if number > 1 and not flow else '')
+                + (', or std_floor' if number > 1 and not flow else ''),
+                {'train.algorithm.noise.drop_last': 1} if number > 1 else {'train.algorithm.noise.std_floor': 0.1},
             )
 
     def allowed(self, generator: Any, number: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Collection, Dict, Literal, Tuple
+from typing import Any, Callable, Collection, Dict, Literal, Optional, Tuple
 
 import torch
 
@@ -11,7 +11,7 @@ from finpercep_plugin.diffusion.flow_sde import cps_step, sde_step, std_free_log
 from finpercep_plugin.diffusion.prediction import Prediction, to_eps, to_x0
 from finpercep_plugin.diffusion.steps import gaussian_log_prob, step
 from finpercep_plugin.generators.condition import Condition
-from finpercep_plugin.rollout import no_gradient
+from finpercep_plugin.rollout import no_gradient, step_levels
 
 __all__ = ['StepPolicy', 'StoredRollout', 'policy_rollout', 'step_gaussian']
 
@@ -55,9 +55,11 @@ class StepPolicy:
         x0, eps = to_x0(x_t, out, level, prediction), to_eps(x_t, out, level, prediction)
         return level_prev.sqrt() * x0 + (1 - level_prev - std**2).clamp(min=0).sqrt() * eps, std
 
-    def log_prob(self, x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-        """(B,), mean over dimensions, of the sample x, which is detached."""
-        return std_free_log_prob(x, mean) if self.std_free else gaussian_log_prob(x, mean, std)
+    def log_prob(
+        self, x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, side: Optional[int] = None
+    ) -> torch.Tensor:
+        """(B,), mean over dimensions, of the sample x, which is detached; or (B, rows, columns), over each region."""
+        return std_free_log_prob(x, mean, side) if self.std_free else gaussian_log_prob(x, mean, std, side)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class StoredRollout:
     Args:
         before: x_t (B, C, h, w) of each step that drew, in the stored dtype.
         after: what it drew, the same.
-        log_probs: (B,) of it, under the policy that drew.
+        log_probs: (B,) or (B, rows, columns) of it, under the policy that drew.
         final: (B, C, h, w), clean.
     """
 
@@ -97,10 +99,7 @@ def step_gaussian(
         guidance: of `generator.predict`.
         policy: what kind of step.
     """
-    t, schedule = timesteps[index].item(), generator.schedule
-    level = schedule.level(t, x_t)
-    last = index + 1 == len(timesteps)
-    level_prev = torch.full_like(level, schedule.clean) if last else schedule.level(timesteps[index + 1].item(), x_t)
+    t, level, level_prev = step_levels(generator, x_t, index, timesteps)
     out = generator.predict(x_t, t, cond, guidance=guidance)
     return policy.gaussian(x_t, out, level, level_prev, generator.prediction)
 
@@ -116,6 +115,7 @@ def policy_rollout(
     drawn: Collection[int],
     draw: Callable[[int], torch.Tensor],
     dtype: torch.dtype = torch.float32,
+    side: Optional[int] = None,
 ) -> StoredRollout:
     """The whole sampler without gradient, in which the steps `drawn` draw and the others are deterministic.
 
@@ -132,6 +132,7 @@ def policy_rollout(
         drawn: their indices.
         draw: step index -> (B, C, h, w) standard normal.
         dtype: of the latents kept.
+        side: of the regions whose log-probabilities are kept, in latent cells; None: those of whole samples.
     """
     ode = StepPolicy('ddim', 0.0)
     before, after, log_probs = {}, {}, {}
@@ -144,5 +145,5 @@ def policy_rollout(
         mean, std = step_gaussian(generator, before[index].float(), index, timesteps, cond, guidance, policy)
         after[index] = (mean + std * draw(index).to(mean)).to(dtype)
         x = after[index].float()
-        log_probs[index] = policy.log_prob(x, mean, std)
+        log_probs[index] = policy.log_prob(x, mean, std, side)
     return StoredRollout(before, after, log_probs, x)

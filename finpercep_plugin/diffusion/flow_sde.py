@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Optional
 
 import torch
+
+from finpercep_plugin.diffusion.regions import region_mean
 
 __all__ = ['cps_step', 'sde_step', 'std_free_log_prob']
 
@@ -82,16 +85,16 @@ def cps_step(
     return (1 - sigma_prev) * x0 + sigma_prev * math.cos(angle) * x1, sigma_prev * math.sin(angle)
 
 
-def std_free_log_prob(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+def std_free_log_prob(x: torch.Tensor, mean: torch.Tensor, side: Optional[int] = None) -> torch.Tensor:
     """`-(x - mean)^2`, the mean over all but the first dimension, (B,): the public log-probability of CPS.
 
     It is `diffusion.steps.gaussian_log_prob` times 2 std^2, less a constant: late steps, whose std is small, count as
-    much as early ones. The sample is detached.
+    much as early ones. The sample is detached. With `side`, a mean over each region, see `region_mean`.
 
     >>> std_free_log_prob(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
     tensor([-2.])
     """
-    return -((x.detach().float() - mean.float()) ** 2).flatten(1).mean(1)
+    return region_mean(-((x.detach().float() - mean.float()) ** 2), side)
 
 
 def _check(sigma: torch.Tensor, sigma_prev: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -114,6 +114,7 @@ class FinPercepReward(nn.Module):
     differentiable = True
     needs: frozenset[str] = frozenset()
     higher_is_better = True
+    gives_map = True
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class FinPercepReward(nn.Module):
                 name = 'rm' if stage is None else f'rms, stage {stage}'
                 raise FileNotFoundError(f'{name}: FinPercep-RM weights not found at {file.absolute()}')
         self.l1, self.l2, self.top, self.statistics = l1, l2, top, statistics
-        self.models = nn.ModuleDict()
+        self.models, self._keys = nn.ModuleDict(), dict[Path, str]()
         self.stage: int | None = None if rms is None else min(self.files)
 
     def train(self, mode: bool = True) -> FinPercepReward:
@@ -197,26 +198,14 @@ class FinPercepReward(nn.Module):
         top, mean = robust_max(degradation.detach(), self.top), degradation.detach().float().mean(dim=(1, 2, 3))
         return RewardOutput(raw, {'score': score, 'raw': raw, 'map_max': top, 'map_mean': mean}, {'map': degradation})
 
-    @torch.no_grad()
-    def calibrate(self, images: Iterable[Tensor], stages: Sequence[int]) -> None:
-        """Measure mu_k, sd_k of `stages` on outputs of the starting generator.
+    def add(self, stage: int, file: str | Path) -> None:
+        """Give a stage its reward model, one that was not there at first.
 
         Args:
-            images: batches (B, 3, H, W), RGB, [0, 1], at least two images in all.
-            stages: those that will be used.
-
-        Raises:
-            ValueError: see `ScoreStatistics.measure`; nothing to measure for.
-            RuntimeError: a stage is measured already.
+            stage: k.
+            file: of RM_k.
         """
-        if self.statistics is None:
-            raise ValueError('a reward without statistics is not normalised and needs no calibration')
-        raw: dict[int, list[Tensor]] = {stage: [] for stage in stages}
-        for batch in images:
-            for stage, values in raw.items():
-                values.append(self.raw(batch, stage).score)
-        for stage, values in raw.items():
-            self.statistics.measure(stage, torch.cat(values) if values else torch.empty(0))
+        self.files[stage] = Path(file)
 
     def load(self, stages: Iterable[int], device: torch.device | str) -> None:
         """Read the files of `stages` now, so that one that is wrong shows at once.
@@ -237,7 +226,7 @@ class FinPercepReward(nn.Module):
         if file is None:
             held = ', '.join(map(str, sorted(k for k in self.files if k is not None)))
             raise ValueError(f'stage {stage} has no reward model; there are files for stage {held}')
-        key = f'rm_{sorted(set(map(str, self.files.values()))).index(str(file))}'
+        key = self._keys.setdefault(file, f'rm_{len(self._keys)}')
         if key not in self.models:
             from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 

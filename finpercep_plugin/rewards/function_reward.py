@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from finpercep_plugin.registry import REWARDS, nearest
 from finpercep_plugin.rewards.base import RewardOutput
 from finpercep_plugin.rewards.frozen import freeze
+from finpercep_plugin.rewards.kind import RewardKind
 
 __all__ = ['FunctionReward', 'import_function']
 
@@ -62,6 +63,7 @@ class FunctionReward(nn.Module):
         differentiable: whether gradients reach sr; otherwise the function gets it without.
         needs: of 'lq', 'gt', 'prompt', those passed on.
         higher_is_better: whether a larger score is a better image.
+        gives_map: whether the `RewardOutput` has a map, `maps['map']`: (B, 1, H, W) in [0, 1], 1 = bad.
         options: further keyword arguments of the function.
 
     Raises:
@@ -71,6 +73,7 @@ class FunctionReward(nn.Module):
     differentiable: bool
     needs: frozenset[str]
     higher_is_better: bool
+    gives_map: bool
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class FunctionReward(nn.Module):
         differentiable: bool = False,
         needs: list[str] | None = None,
         higher_is_better: bool = True,
+        gives_map: bool = False,
         options: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -86,10 +90,16 @@ class FunctionReward(nn.Module):
             raise ValueError(f'needs: {unknown[0]!r} is no input of a reward{nearest(unknown[0], INPUTS)}')
         self.name, self.function, self.options = function, import_function(function), dict(options or {})
         self.differentiable, self.needs = differentiable, frozenset(needs or [])
-        self.higher_is_better = higher_is_better
+        self.higher_is_better, self.gives_map = higher_is_better, gives_map
         if isinstance(self.function, nn.Module):
             freeze(self.function)
         self._check_call()
+
+    @classmethod
+    def kind(cls, options: Mapping[str, Any]) -> RewardKind:
+        """What the reward with these options is declared to be."""
+        needs = frozenset(options.get('needs') or [])
+        return RewardKind(options.get('differentiable', False), needs, options.get('gives_map', False))
 
     def train(self, mode: bool = True) -> FunctionReward:
         """Stays in eval mode."""
@@ -104,8 +114,8 @@ class FunctionReward(nn.Module):
             lq, gt, prompt: passed on if needed.
 
         Raises:
-            ValueError: an input that is needed is not there; a result that is no score a sample, is not finite, or has
-                no gradient although the reward is declared differentiable.
+            ValueError: an input that is needed is not there; a result that is no score a sample, is not finite, has no
+                gradient although the reward is declared differentiable, or no map although it is declared to give one.
         """
         given = {'lq': lq, 'gt': gt, 'prompt': prompt}
         missing = [name for name in INPUTS if name in self.needs and given[name] is None]
@@ -117,6 +127,10 @@ class FunctionReward(nn.Module):
         if not isinstance(out, RewardOutput):
             out = RewardOutput(out)
         out.score = self._checked(out.score, sr)
+        place = out.maps.get('map')
+        if self.gives_map and (place is None or place.shape != (len(sr), 1, *sr.shape[-2:])):
+            found = 'none' if place is None else f'one of shape {tuple(place.shape)}'
+            raise ValueError(f'reward {self.name}: declared to give a map of (B, 1, H, W), gives {found}')
         return out
 
     def _checked(self, score: Any, sr: Tensor) -> Tensor:

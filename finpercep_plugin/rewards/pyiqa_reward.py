@@ -7,15 +7,17 @@ import random
 import re
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finpercep_plugin.config import ConfigError
 from finpercep_plugin.registry import REWARDS, nearest
 from finpercep_plugin.rewards.base import RewardOutput
 from finpercep_plugin.rewards.frozen import freeze
+from finpercep_plugin.rewards.kind import RewardKind
 
 __all__ = ['NO_GRADIENT', 'REFUSED', 'PyIQAReward', 'describe_download']
 
@@ -65,10 +67,7 @@ class PyIQAReward(nn.Module):
         super().__init__()
         import pyiqa
 
-        if metric not in pyiqa.list_models():
-            raise ValueError(f'pyiqa has no metric {metric!r}{nearest(metric, pyiqa.list_models())}')
-        if metric in REFUSED:
-            raise ValueError(f'pyiqa {metric} cannot be a reward: {REFUSED[metric]}')
+        _find_metric(metric)
         self.name, self.differentiable = metric, metric not in NO_GRADIENT
         _import_arch(metric)
         try:
@@ -82,6 +81,24 @@ class PyIQAReward(nn.Module):
         self.model = freeze(model)
         self.needs = frozenset({'gt'}) if model.metric_mode == 'FR' else frozenset()
         self.higher_is_better = not model.lower_better
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any], path: str) -> None:
+        """Look for the metric, and for no weights.
+
+        Raises:
+            ConfigError: pyiqa has none of that name, or none that can be a reward.
+        """
+        try:
+            _find_metric(options['metric'])
+        except ValueError as error:
+            raise ConfigError([f'{path}.metric: {error}']) from None
+
+    @classmethod
+    def kind(cls, options: Mapping[str, Any]) -> RewardKind:
+        """What the reward with these options will be; no weights are loaded."""
+        needs = {'gt'} if _find_metric(options['metric'])['metric_mode'] == 'FR' else set()
+        return RewardKind(options['metric'] not in NO_GRADIENT, frozenset(needs))
 
     def train(self, mode: bool = True) -> PyIQAReward:
         """Stays in eval mode."""
@@ -161,6 +178,21 @@ class FixedDraws:
         return [random.getstate(), numpy[1].tobytes(), *numpy[2:], *own]
 
 
+def _find_metric(metric: str) -> dict[str, Any]:
+    """pyiqa's configuration of a metric.
+
+    Raises:
+        ValueError: it has none of that name, or none that can be a reward.
+    """
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    if metric not in DEFAULT_CONFIGS:
+        raise ValueError(f'pyiqa has no metric {metric!r}{nearest(metric, DEFAULT_CONFIGS)}')
+    if metric in REFUSED:
+        raise ValueError(f'pyiqa {metric} cannot be a reward: {REFUSED[metric]}')
+    return DEFAULT_CONFIGS[metric]
+
+
 def _import_arch(metric: str) -> None:
     """Import the one file that defines a metric's network.
 
@@ -168,9 +200,8 @@ def _import_arch(metric: str) -> None:
     that replaces parts of transformers' Llama.
     """
     import pyiqa.archs
-    from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
-    network = DEFAULT_CONFIGS[metric]['metric_opts']['type']
+    network = _find_metric(metric)['metric_opts']['type']
     for file in sorted(Path(pyiqa.archs.__file__).parent.glob('*_arch.py')):
         if re.search(rf'^class {network}\(', file.read_text(encoding='utf-8'), re.MULTILINE):
             importlib.import_module(f'pyiqa.archs.{file.stem}')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Mapping, Sequence
+from typing import Any, Iterable, Literal, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,51 +11,12 @@ from finpercep_plugin.config import ConfigError, arguments, build, collect
 from finpercep_plugin.curriculum.statistics import mean_and_spread
 from finpercep_plugin.registry import REWARDS, nearest
 from finpercep_plugin.rewards.base import RewardOutput
+from finpercep_plugin.rewards.groups import Groups, normalise_groups
+from finpercep_plugin.rewards.kind import RewardKind, reward_kind
 
-__all__ = ['Groups', 'WeightedReward', 'normalise_groups']
+__all__ = ['WeightedReward']
 
-Groups = Tensor | Sequence[int]
-
-
-def normalise_groups(
-    values: Tensor, groups: Groups, by: Literal['spread', 'range'] = 'spread', floor: float = 1e-4
-) -> Tensor:
-    """(r - mean) / sd, or (r - min) / (max - min), within each group.
-
-    A value depends on its group alone. In a group whose sd or range is below `floor` no sample is better than another:
-    all get 0 (by spread) or 0.5 (by range), without a gradient. Mean, sd, min and max count as constants in the
-    gradient, which would otherwise sum to 0 over a group.
-
-    Args:
-        values: (N,).
-        groups: N group ids, e.g. of the lq images that samples were drawn for.
-        by: 'spread': mean and (population) sd, as in GRPO; 'range': minimum and maximum, as in DP2O-SR.
-        floor: see above.
-
-    Returns:
-        (N,), float32.
-
-    Raises:
-        ValueError: another number of ids than of values.
-
-    >>> normalise_groups(torch.tensor([1.0, 3.0, 30.0, 10.0]), [7, 7, 9, 9])
-    tensor([-1.,  1.,  1., -1.])
-    """
-    ids = torch.as_tensor(groups, device=values.device).flatten()
-    if len(ids) != len(values):
-        raise ValueError(f'expected a group id for each of {len(values)} samples, got {len(ids)}')
-    result = torch.empty_like(values, dtype=torch.float32)
-    for group in ids.unique():
-        inside = ids == group
-        part = values[inside].double()
-        seen = part.detach()
-        if by == 'spread':
-            shift, scale, tie = seen.mean(), seen.std(correction=0), 0.0
-        else:
-            shift, scale, tie = seen.min(), seen.max() - seen.min(), 0.5
-        scaled = (part - shift) / scale if scale >= floor else torch.full_like(seen, tie)
-        result[inside] = scaled.float()
-    return result
+_NESTED = "a weighted sum inside another needs statistics of its own, or normalise 'none'; or name its rewards in the outer one"
 
 
 @REWARDS.register('Weighted')
@@ -64,31 +25,38 @@ class WeightedReward(nn.Module):
 
     Each is normalised before the sum, or the one with the widest scale would decide alone:
 
-    - 'group': mean 0, sd 1 within each group of samples of one lq; 'range': 0 to 1 within the group. The caller passes
-      the group ids, and a score then depends on the whole group, but on nothing else in the batch. For objectives that
-      compare samples of one lq (GRPO, DPO).
+    - 'group': mean 0, sd 1 within each group of samples of one lq; 'range': 0 to 1 within the group. `combine` is told
+      the groups, and such a score depends on the whole group, but on nothing else in the batch. For objectives that
+      compare samples of one lq (GRPO, DPO). A sample by itself has the score of 'statistics'.
     - 'statistics': by each reward's mean and sd on outputs of the starting generator, measured once. For objectives
       that follow the gradient (ReFL).
     - 'none': as they are.
+
+    The map, for what follows one, is the mean of the maps of those rewards that give one and have a positive weight,
+    by these weights.
 
     Args:
         rewards: {name: section with `type`, as in YAML}; rewards that are built already will do.
         weights: {name: w}; 1 for those left out. A negative one asks for worse images by that reward.
         normalise: see above.
-        statistics: {name: (mean, sd)}, on the reward's own scale, for 'statistics'; without it call `measure`.
+        statistics: {name: (mean, sd)}, on the reward's own scale; for those left out call `measure`.
         floor: smallest sd, or range, that is divided by; below it see `normalise_groups`.
 
     Attributes:
         differentiable: whether every reward is.
         needs: what any of them needs.
+        gives_map: whether any of them has a map and a positive weight.
+        needs_groups: whether `combine` wants groups.
 
     Raises:
-        ValueError: no rewards, weights or statistics for one that is not there, a spread that is not positive, or a
-            section that is wrong.
+        ValueError: no rewards, weights or statistics for one that is not there, a spread that is not positive, a
+            section that is wrong, or a weighted sum in it that would have to be measured by itself.
     """
 
     differentiable: bool
     needs: frozenset[str]
+    gives_map: bool
+    needs_groups: bool
     higher_is_better = True
     loads_weights = True
 
@@ -113,10 +81,15 @@ class WeightedReward(nn.Module):
             }
         )
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in rewards}
-        self.normalise, self.floor = normalise, floor
+        self.normalise, self.floor, self.needs_groups = normalise, floor, normalise in ('group', 'range')
         self.statistics = {name: (float(mean), float(sd)) for name, (mean, sd) in (statistics or {}).items()}
         self.differentiable = all(reward.differentiable for reward in self.rewards.values())
         self.needs = frozenset().union(*(reward.needs for reward in self.rewards.values()))
+        maps = [name for name, reward in self.rewards.items() if getattr(reward, 'gives_map', False)]
+        self.gives_map = any(self.weights[name] > 0 for name in maps)
+        for name, reward in self.rewards.items():
+            if isinstance(reward, WeightedReward) and _unmeasured(reward.rewards, reward.normalise, reward.statistics):
+                raise ValueError(f'rewards.{name}: {_NESTED}')
 
     @classmethod
     def check(cls, options: Mapping[str, Any], path: str) -> None:
@@ -132,6 +105,23 @@ class WeightedReward(nn.Module):
             problems += _check_section(section, f'{path}.rewards.{name}')
         if problems:
             raise ConfigError(problems)
+
+    @classmethod
+    def kind(cls, options: Mapping[str, Any]) -> RewardKind:
+        """What the sum with these options will be, by the sections of its rewards."""
+        kinds = {name: reward_kind(section) for name, section in options['rewards'].items()}
+        weights = options.get('weights') or {}
+        return RewardKind(
+            all(kind.differentiable for kind in kinds.values()),
+            frozenset().union(*(kind.needs for kind in kinds.values())),
+            any(kind.gives_map and float(weights.get(name, 1.0)) > 0 for name, kind in kinds.items()),
+            options.get('normalise', 'group') in ('group', 'range'),
+        )
+
+    @classmethod
+    def uncalibrated(cls, options: Mapping[str, Any]) -> list[str]:
+        """Rewards that calibration must measure before a sample by itself has a score."""
+        return _unmeasured(options['rewards'], options.get('normalise', 'group'), options.get('statistics') or {})
 
     @property
     def encoders(self) -> list[nn.Module]:
@@ -150,61 +140,82 @@ class WeightedReward(nn.Module):
         Args:
             sr: (B, 3, H, W), RGB, [0, 1].
             lq, gt, prompt: passed on.
-            groups: B ids; whole groups, for 'group' and 'range'. Where a group is spread over calls or processes, pass
-                what they return as terms to `combine`.
+            groups: B ids, of whole groups. Where a group is spread over calls or processes, pass what they return as terms
+                to `combine`.
 
         Returns:
             score; terms: each reward by its name, on its own scale, its terms as name_term, and what entered the sum,
-            without its weight, as name_normalised; maps as name_map.
+            without its weight, as name_normalised; maps as name_map, and map where any reward has one.
 
         Raises:
-            ValueError: see `combine`; whatever a reward raises.
             RuntimeError: see `combine`.
+            ValueError: the same; whatever a reward raises.
         """
-        terms, maps = {}, {}
+        terms, maps, places = {}, {}, {}
         for name, reward in self.rewards.items():
             out = reward(sr, lq=lq, gt=gt, prompt=prompt)
             terms[name] = out.score.float()
             terms.update({f'{name}_{key}': value for key, value in out.terms.items()})
             maps.update({f'{name}_{key}': value for key, value in out.maps.items()})
+            if 'map' in out.maps and self.weights[name] > 0:
+                places[name] = out.maps['map']
+        if places:
+            total = sum(self.weights[name] for name in places)
+            maps['map'] = sum(self.weights[name] / total * place for name, place in places.items())
         parts = self.normalised(terms, groups)
         terms.update({f'{name}_normalised': part for name, part in parts.items()})
         return RewardOutput(self._sum(parts), terms, maps)
 
-    def combine(self, terms: Mapping[str, Tensor], groups: Groups | None = None) -> Tensor:
-        """The score from terms that are there already, e.g. gathered from all processes.
+    def terms(
+        self, sr: Tensor, lq: Tensor | None = None, gt: Tensor | None = None, prompt: list[str] | None = None
+    ) -> dict[str, Tensor]:
+        """{name: (B,)}, each reward on its own scale: what `measure` and `combine` take. Arguments as of `forward`."""
+        return {name: reward(sr, lq=lq, gt=gt, prompt=prompt).score.float() for name, reward in self.rewards.items()}
+
+    def combine(
+        self,
+        terms: Mapping[str, Tensor],
+        groups: Groups | None = None,
+        everywhere: tuple[Mapping[str, Tensor], Groups] | None = None,
+    ) -> Tensor:
+        """The score from terms that are there already, e.g. those of several calls.
 
         Args:
             terms: {name: (N,)}, each reward on its own scale, as `forward` returns them; others are not looked at.
-            groups: N ids, for 'group' and 'range'.
+            groups: N ids, for 'group' and 'range'; without them the score is that of 'statistics'.
+            everywhere: terms and ids of all processes, these included, where groups span processes.
 
         Returns:
             (N,).
 
         Raises:
-            ValueError: no group ids where they are needed, or another number of them.
-            RuntimeError: 'statistics' that are not measured yet.
+            RuntimeError: statistics that are not measured yet.
+            ValueError: another number of ids.
         """
-        return self._sum(self.normalised(terms, groups))
+        return self._sum(self.normalised(terms, groups, everywhere))
 
-    def normalised(self, terms: Mapping[str, Tensor], groups: Groups | None = None) -> dict[str, Tensor]:
+    def normalised(
+        self,
+        terms: Mapping[str, Tensor],
+        groups: Groups | None = None,
+        everywhere: tuple[Mapping[str, Tensor], Groups] | None = None,
+    ) -> dict[str, Tensor]:
         """{name: (N,)}, higher better, on one scale, without the weights; see `combine`."""
-        if groups is None and self.normalise in ('group', 'range'):
-            raise ValueError(
-                f"reward Weighted, normalise '{self.normalise}': pass the group id of each sample as groups=, or use "
-                "normalise 'statistics'"
-            )
         parts = {}
         for name, reward in self.rewards.items():
             sign = 1.0 if reward.higher_is_better else -1.0
             value = sign * terms[name].float()
-            if self.normalise == 'statistics':
+            if self.needs_groups and groups is not None:
+                pool = None if everywhere is None else (sign * everywhere[0][name].float(), everywhere[1])
+                by = 'spread' if self.normalise == 'group' else 'range'
+                value = normalise_groups(value, groups, by, self.floor, pool)
+            elif self.normalise != 'none':
                 if name not in self.statistics:
-                    raise RuntimeError(f'reward Weighted: mean and sd of {name} are not measured yet')
+                    raise RuntimeError(
+                        f'reward Weighted: mean and sd of {name} are not measured yet; give statistics, or normalise: none'
+                    )
                 mean, sd = self.statistics[name]
                 value = (value - sign * mean) / sd
-            elif self.normalise != 'none':
-                value = normalise_groups(value, groups, 'spread' if self.normalise == 'group' else 'range', self.floor)
             parts[name] = value
         return parts
 
@@ -239,10 +250,17 @@ def _check_names(rewards: Any, weights: Mapping[str, float] | None, statistics: 
         raise ValueError(f'statistics: expected (mean, sd) with sd above 0, got sd {spread}')
 
 
+def _unmeasured(names: Iterable[str], normalise: str, statistics: Mapping[str, Any]) -> list[str]:
+    return [name for name in names if normalise != 'none' and name not in statistics]
+
+
 def _check_section(section: Any, path: str) -> list[str]:
     kind = section.get('type') if isinstance(section, Mapping) else None
     if kind not in REWARDS.names():
         return collect(lambda: build(REWARDS, section, path))  # which says what is wrong
     reward, options = REWARDS.get(kind), {k: v for k, v in section.items() if k != 'type'}
     problems = collect(lambda: arguments(reward, options, path))
-    return problems or (collect(lambda: reward.check(options, path)) if hasattr(reward, 'check') else [])
+    if problems or not hasattr(reward, 'check'):
+        return problems
+    nested = issubclass(reward, WeightedReward) and reward.uncalibrated(options)
+    return ([f'{path}: {_NESTED}'] if nested else []) + collect(lambda: reward.check(options, path))

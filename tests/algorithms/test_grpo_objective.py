@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from finpercep_plugin.algorithms.grpo_objective import default_clip, gaussian_kl, group_advantage, grpo_objective
+from finpercep_plugin.diffusion.regions import region_shares
 from finpercep_plugin.diffusion.steps import gaussian_log_prob
 
 REWARDS, IDS = torch.tensor([1.0, 4.0, 3.0, 2.0, 4.0]), torch.tensor([9, 2, 9, 2, 9])
@@ -90,6 +91,42 @@ def test_gradient_by_finite_differences():
     loss(theta).backward()
     expected = (loss(torch.tensor(0.25 + h)) - loss(torch.tensor(0.25 - h))).item() / (2 * h)
     assert theta.grad.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_objective_of_regions_by_hand():
+    # one sample, regions of 4, 2, 2 and 1 cells: shares 16/9, 8/9, 8/9, 4/9; ratios 1.1, 1.3, 0.7, 1; clip 0.2
+    ratios, advantage = torch.tensor([[[1.1, 1.3], [0.7, 1.0]]]), torch.tensor([[[1.0, 2.0], [-1.0, 0.5]]])
+    shares = region_shares(3, 3, 2)
+    loss, seen = grpo_objective(ratios.log(), torch.zeros(1, 2, 2), advantage, 0.2, shares=shares)
+    gains = [1.1, 1.2 * 2, -0.8, 0.5]
+    assert loss.item() == pytest.approx(-sum(g * s for g, s in zip(gains, (4, 2, 2, 1))) / 9, rel=1e-5)
+    assert seen['clipped'] == 0.5 and seen['ratio'].item() == pytest.approx(1.025)
+    whole, regions = (
+        grpo_objective(ratios.log()[0, 0], torch.zeros(2), advantage[0, 0], 0.2),
+        grpo_objective(ratios.log()[0, 0].view(2, 1, 1), torch.zeros(2, 1, 1), advantage[0, 0].view(2, 1, 1), 0.2),
+    )
+    assert torch.equal(whole[0], regions[0]) and whole[1] == regions[1]
+
+
+def test_gradient_of_regions_by_finite_differences(in_float64):
+    """As above, by regions that do not fit; one of the ratios is clipped, and its region pulls at nothing."""
+    rng = torch.Generator().manual_seed(4)
+    x, sample = torch.rand(4, 2, 5, 7, generator=rng), torch.randn(4, 2, 5, 7, generator=rng)
+    advantage, std = torch.randn(4, 3, 4, generator=rng), torch.tensor(0.7)
+    shares = region_shares(5, 7, 2)
+    old = gaussian_log_prob(sample, 0.1 * x, std, 2)
+
+    def loss(theta):
+        log_prob, kl = gaussian_log_prob(sample, theta * x, std, 2), gaussian_kl(theta * x, 0.1 * x, std)
+        value, seen = grpo_objective(log_prob, old, advantage, 0.15, kl, 0.3, shares)
+        assert 0 < seen['clipped'] < 0.5
+        return value
+
+    theta, h = torch.tensor(0.25, requires_grad=True), 1e-6
+    loss(theta).backward()
+    expected = (loss(torch.tensor(0.25 + h)) - loss(torch.tensor(0.25 - h))).item() / (2 * h)
+    print(f'gradient {theta.grad.item():.10f}, by differences {expected:.10f}')
+    assert theta.grad.item() == pytest.approx(expected, rel=1e-6) and abs(expected) > 1e-3
 
 
 def test_clip_range_grows_as_dimensions_fall():

@@ -1,7 +1,5 @@
-"""BasicSR's metrics, to compare with; checkpoints of a few thousand weights in the layouts that rewards are released in."""
+"""BasicSR's metrics, to compare with; what every reward has to keep."""
 
-import json
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -29,35 +27,6 @@ def photos() -> torch.Tensor:
     """(3, 3, 40, 52): smooth enough that no interpolation leaves [0, 1]."""
     noise = torch.rand(3, 3, 10, 13, generator=torch.Generator().manual_seed(1))
     return 0.25 + 0.5 * torch.nn.functional.interpolate(noise, scale_factor=4, mode='bilinear')
-
-
-def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.2) -> None:
-    """Weights that give every layer a say; those of norms around 1."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        noise = scale * torch.randn(parameter.shape, generator=generator)
-        parameter.data = parameter.data + noise if parameter.ndim < 2 and 'weight' in name else noise
-
-
-@pytest.fixture(scope='session')
-def tiny_clip(tmp_path_factory) -> dict[str, Path]:
-    """An open_clip model: its configuration as a .json, its weights as a plain state dict, and as HPSv2 releases them."""
-    import open_clip
-
-    config = {
-        'embed_dim': 16,
-        'vision_cfg': {'image_size': 32, 'layers': 2, 'width': 32, 'head_width': 16, 'patch_size': 8},
-        'text_cfg': {'context_length': 77, 'vocab_size': 49408, 'width': 24, 'heads': 2, 'layers': 2},
-    }
-    folder = tmp_path_factory.mktemp('clip')
-    (folder / 'config.json').write_text(json.dumps({'model_cfg': config}))
-    network = open_clip.CLIP(**config)
-    randomise(network)
-    network.logit_scale.data.fill_(4.0)
-    torch.save(network.state_dict(), folder / 'weights.pt')
-    hps = {'epoch': 1, 'state_dict': {k: v.half() for k, v in network.state_dict().items()}}
-    torch.save(hps, folder / 'hps.pt')
-    return {'model': folder / 'config.json', 'weights': folder / 'weights.pt', 'hps': folder / 'hps.pt'}
 
 
 @pytest.fixture(scope='session')

@@ -33,21 +33,28 @@ def test_raw_of_each_stage_is_the_formula(tiny_rms, images):
             assert not out.maps and set(out.terms) == {'score', 'raw'}
 
 
-def test_calibration_normalises_and_is_frozen(tiny_rms, images):
-    reward = FinPercepReward(tiny_rms, statistics=ScoreStatistics(floor=1e-9))
-    reward.calibrate([images[:4], images[4:]], stages=[1, 2])
+def test_scores_are_on_the_scale_of_the_statistics(tiny_rms, images):
+    statistics = ScoreStatistics()
+    reward = FinPercepReward(tiny_rms, statistics=statistics)
     for reward.stage in (1, 2):
-        score = reward(images).score
-        assert score.mean().item() == pytest.approx(0, abs=1e-3)
-        assert score.std(correction=0).item() == pytest.approx(1, abs=1e-3)
-    before = reward(images).score
-    reward(images * 0.5)
-    torch.testing.assert_close(reward(images).score, before, rtol=0, atol=0)
-    with pytest.raises(RuntimeError, match='frozen'):
-        reward.calibrate([images], stages=[1])
+        raw = reward.raw(images, reward.stage).score
+        statistics.set(reward.stage, mu=0.25 * reward.stage, sd=0.5)
+        torch.testing.assert_close(reward(images).score, (raw - 0.25 * reward.stage) / 0.5)
     reward.stage = 0
     with pytest.raises(RuntimeError, match='stage 0 are not measured yet'):
         reward(images)
+
+
+def test_a_stage_may_get_its_model_later(tiny_rms, images):
+    reward, whole = FinPercepReward([tiny_rms[0], None, None]), FinPercepReward(tiny_rms)
+    reward.load([0], 'cpu')
+    with pytest.raises(ValueError, match='stage 1 has no reward model'):
+        reward.raw(images, 1)
+    for stage in (2, 1):
+        reward.add(stage, tiny_rms[stage])
+    for stage in range(3):
+        assert torch.equal(reward.raw(images, stage).score, whole.raw(images, stage).score)
+    assert len(reward.models) == 3 and reward.stage == 0
 
 
 def test_gradient_reaches_the_image_and_nothing_else(tiny_rms, images):

@@ -40,6 +40,9 @@ def nothing(sr):
 def infinite(sr):
     return sr.mean(dim=(1, 2, 3)) / 0
 
+def mapped(sr, side):
+    return RewardOutput(sr.mean(dim=(1, 2, 3)), maps={'map': sr[:, :1, :side]} if side else {})
+
 def recorded(sr):
     assert not sr.requires_grad and not torch.is_grad_enabled()
     return torch.zeros(len(sr))
@@ -101,6 +104,12 @@ def test_prompts_and_lists(module):
     assert reward(torch.zeros(2, 3, 2, 2), prompt=['ab', 'abcd']).score.tolist() == [2.0, 4.0]
 
 
+def test_a_map_is_passed_on(module):
+    sr = torch.rand(2, 3, 4, 4)
+    reward = FunctionReward(f'{module}:mapped', gives_map=True, options={'side': 4})
+    assert torch.equal(reward(sr).maps['map'], sr[:, :1]) and reward.gives_map
+
+
 def test_without_gradient_none_is_made(module):
     sr = torch.zeros(2, 3, 2, 2, requires_grad=True)
     assert not FunctionReward(f'{module}:recorded')(sr).score.requires_grad
@@ -121,6 +130,12 @@ def test_a_network_is_called_and_frozen(module):
         ('nothing', {}, 'expected a tensor of 2 scores, got None'),
         ('infinite', {}, r'not finite: \[inf, inf\]'),
         ('cut', {'differentiable': True}, 'declared differentiable, but its score has no gradient'),
+        (
+            'mapped',
+            {'gives_map': True, 'options': {'side': 0}},
+            r'declared to give a map of \(B, 1, H, W\), gives none',
+        ),
+        ('mapped', {'gives_map': True, 'options': {'side': 1}}, r'.* gives one of shape \(2, 1, 1, 2\)'),
     ],
 )
 def test_results_that_are_no_scores(module, name, options, message):

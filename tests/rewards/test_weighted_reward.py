@@ -1,4 +1,4 @@
-"""Normalisation within groups and the weighted sum, by hand."""
+"""The weighted sum, by hand."""
 
 import pytest
 import torch
@@ -7,11 +7,14 @@ from torch import nn
 from finpercep_plugin.config import ConfigError, build
 from finpercep_plugin.registry import REWARDS
 from finpercep_plugin.rewards.base import RewardOutput
-from finpercep_plugin.rewards.weighted_reward import WeightedReward, normalise_groups
+from finpercep_plugin.rewards.kind import RewardKind, reward_kind
+from finpercep_plugin.rewards.weighted_reward import WeightedReward
 
 
 class Mean(nn.Module):
     """The mean of each image times `factor`."""
+
+    gives_map = True
 
     def __init__(self, factor=1.0, higher=True, needs=(), differentiable=True):
         super().__init__()
@@ -27,39 +30,6 @@ def images(*means: float) -> torch.Tensor:
     return torch.tensor(means).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
 
 
-def test_groups_by_hand():
-    values, groups = torch.tensor([1.0, 10.0, 2.0, 30.0, 6.0]), torch.tensor([4, 1, 4, 1, 4])
-    # group 4: 1, 2, 6: mean 3, variance (4 + 1 + 9) / 3; group 1: 10, 30
-    sd = (14 / 3) ** 0.5
-    torch.testing.assert_close(normalise_groups(values, groups), torch.tensor([-2 / sd, -1, -1 / sd, 1, 3 / sd]))
-    torch.testing.assert_close(normalise_groups(values, groups, by='range'), torch.tensor([0, 0, 0.2, 1, 1]))
-    with pytest.raises(ValueError, match='a group id for each of 5 samples, got 2'):
-        normalise_groups(values, [0, 1])
-
-
-@pytest.mark.parametrize('by, tie', [('spread', 0.0), ('range', 0.5)])
-def test_ties_and_single_samples_give_no_signal(by, tie):
-    values = torch.tensor([2.0, 2.0 + 1e-5, 7.0], requires_grad=True)
-    out = normalise_groups(values, [0, 0, 1], by)
-    assert out.tolist() == [tie, tie, tie] and not out.requires_grad
-
-
-def test_a_group_depends_on_itself_alone():
-    generator = torch.Generator().manual_seed(0)
-    values, groups = torch.randn(40, generator=generator), torch.arange(40) % 5
-    whole = normalise_groups(values, groups)
-    order = torch.randperm(40, generator=generator)
-    torch.testing.assert_close(normalise_groups(values[order], groups[order]), whole[order])
-    torch.testing.assert_close(normalise_groups(values[groups == 3], [9] * 8), whole[groups == 3])
-
-
-def test_gradient_is_that_of_the_reward_over_its_spread():
-    """mean and sd count as constants; if not, the gradient of the sum over a group would be 0."""
-    values = torch.tensor([1.0, 3.0], requires_grad=True)
-    normalise_groups(values, [0, 0]).sum().backward()
-    assert values.grad.tolist() == [1.0, 1.0]  # 1 / sd
-
-
 def test_sum_by_hand():
     """Means 0.2, 0.4 | 0.5, 0.1 of two groups: z = -1, 1 | 1, -1; of the negated one 1, -1 | -1, 1. 2 z - 0.5 z."""
     reward = WeightedReward({'good': Mean(), 'bad': Mean(10.0, higher=False)}, {'good': 2.0, 'bad': 0.5})
@@ -69,7 +39,7 @@ def test_sum_by_hand():
     torch.testing.assert_close(out.terms['bad'], torch.tensor([2.0, 4.0, 5.0, 1.0]))
     torch.testing.assert_close(out.terms['bad_half'], torch.tensor([1.0, 2.0, 2.5, 0.5]))
     torch.testing.assert_close(out.terms['bad_normalised'], torch.tensor([1.0, -1.0, -1.0, 1.0]))
-    assert set(out.maps) == {'good_map', 'bad_map'}
+    assert set(out.maps) == {'good_map', 'bad_map', 'map'}
     torch.testing.assert_close(reward.combine(out.terms, [0, 0, 1, 1]), out.score)
 
 
@@ -77,7 +47,10 @@ def test_terms_of_two_calls_are_combined_as_one():
     reward, both = WeightedReward({'a': Mean(), 'b': Mean(-3.0)}, {'b': 0.25}), images(0.1, 0.2, 0.6, 0.9)
     parts = [reward(x, groups=[0, 0]).terms for x in (both[:2], both[2:])]
     gathered = {name: torch.cat([part[name] for part in parts]) for name in ('a', 'b')}
-    torch.testing.assert_close(reward.combine(gathered, [7] * 4), reward(both, groups=[7] * 4).score)
+    whole = reward(both, groups=[7] * 4).score
+    torch.testing.assert_close(reward.combine(gathered, [7] * 4), whole)
+    own = reward.combine(parts[1], [7, 7], everywhere=(gathered, [7] * 4))
+    assert torch.equal(own, reward.combine(gathered, [7] * 4)[2:])
 
 
 def test_statistics_by_hand():
@@ -106,12 +79,63 @@ def test_statistics_are_measured_once():
         reward.measure({'a': torch.tensor([1.0]), 'b': torch.tensor([1.0])})
 
 
-def test_plain_sum_and_missing_groups():
+def test_plain_sum():
     rewards = {'a': Mean(), 'b': Mean(2.0, higher=False)}
     torch.testing.assert_close(WeightedReward(rewards, normalise='none')(images(0.3)).score, torch.tensor([-0.3]))
-    for how in ('group', 'range'):
-        with pytest.raises(ValueError, match=f"normalise '{how}': pass the group id of each sample as groups="):
-            WeightedReward(rewards, normalise=how)(images(0.3))
+
+
+@pytest.mark.parametrize('how', ['group', 'range'])
+def test_a_sample_by_itself_is_scored_by_statistics(how):
+    """For logs: whatever else is in the batch. The training score is that of `combine`."""
+    reward = WeightedReward({'a': Mean(), 'b': Mean(2.0, higher=False)}, {'b': 0.5}, how)
+    assert reward.needs_groups and not WeightedReward({'a': Mean()}, normalise='statistics').needs_groups
+    with pytest.raises(
+        RuntimeError, match='mean and sd of a are not measured yet; give statistics, or normalise: none'
+    ):
+        reward(images(0.3))
+    measured = images(0.2, 0.4)  # a: 0.3 +- 0.1, b: 0.6 +- 0.2
+    terms = reward.terms(measured)
+    assert set(terms) == {'a', 'b'}
+    reward.measure(terms)
+    torch.testing.assert_close(reward(images(0.5)).score, torch.tensor([2.0 - 0.5 * 2.0]))
+    same = WeightedReward(dict(reward.rewards.items()), {'b': 0.5}, 'statistics', reward.statistics)
+    torch.testing.assert_close(reward(measured).score, same(measured).score)
+    assert not torch.equal(reward.combine(terms, [0, 0]), reward.combine(terms))
+
+
+def test_map_is_the_mean_of_those_that_count():
+    rewards = {'a': Mean(), 'b': Mean(), 'against': Mean()}
+    reward = WeightedReward(rewards, {'a': 3.0, 'against': -1.0}, 'none')
+    reward.rewards['b'].forward = lambda sr, **inputs: RewardOutput(sr.mean((1, 2, 3)), {}, {'map': 1 - sr[:, :1]})
+    out = reward(images(0.2))
+    torch.testing.assert_close(out.maps['map'], torch.full((1, 1, 2, 2), 0.75 * 0.2 + 0.25 * 0.8))
+    assert reward.gives_map and not WeightedReward({'a': Mean()}, {'a': -1.0}).gives_map
+
+
+def test_kind_is_told_from_the_section():
+    rewards = {
+        'a': {'type': 'Function', 'function': 'math:sqrt', 'differentiable': True, 'gives_map': True},
+        'b': {'type': 'PSNR'},
+    }
+    section = {'type': 'Weighted', 'rewards': rewards}
+    assert reward_kind(section) == RewardKind(True, frozenset({'gt'}), True, True)
+    assert reward_kind({**section, 'normalise': 'none', 'weights': {'a': -1.0}}) == RewardKind(True, frozenset({'gt'}))
+    assert WeightedReward.uncalibrated(section) == ['a', 'b']
+    assert WeightedReward.uncalibrated({**section, 'statistics': {'a': [0, 1]}}) == ['b']
+    assert WeightedReward.uncalibrated({**section, 'normalise': 'none'}) == []
+
+
+def test_a_sum_in_a_sum_is_not_measured():
+    inner = {'type': 'Weighted', 'rewards': {'x': {'type': 'Sharpness'}}}
+    message = r'rewards.both: a weighted sum inside another needs statistics of its own'
+    with pytest.raises(ConfigError, match=message):
+        WeightedReward.check({'rewards': {'both': inner}}, '$.reward')
+    with pytest.raises(ValueError, match=message):
+        WeightedReward({'both': WeightedReward({'x': Mean()})})
+    for more in ({'normalise': 'none'}, {'statistics': {'x': [0.5, 2.0]}}):
+        WeightedReward.check({'rewards': {'both': {**inner, **more}}}, '$.reward')
+    outer = WeightedReward({'both': WeightedReward({'x': Mean()}, statistics={'x': (0.5, 0.1)})}, normalise='none')
+    assert outer(images(0.6)).score.item() == pytest.approx(1.0)
 
 
 def test_what_it_needs_and_whether_it_has_a_gradient():
@@ -150,7 +174,7 @@ def test_check_builds_nothing_and_names_every_problem():
     sections = {
         'a': {'type': 'PSNRR'},
         'b': {'type': 'PSNR', 'crop': 1},
-        'c': {'type': 'PyIQA', 'metric': 'none'},
+        'c': {'type': 'PickScore', 'weights': 'none'},
         'd': 3,
     }
     with pytest.raises(ConfigError) as caught:
