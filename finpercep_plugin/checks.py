@@ -262,6 +262,9 @@ def _check_datasets(opt: Mapping[str, Any]) -> list[str]:
             else None
         )
         problems += _check_dataset(section, where, cls)
+        models = getattr(cls, 'models', None)  # of a data set that only they can train on
+        if models and (phase != 'train' or opt['model_type'] not in models):
+            problems.append(f'{where}.type: {section["type"]} is for datasets.train of {", ".join(models)}')
     return problems
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import itertools
 import logging
@@ -23,6 +22,7 @@ from finpercep_plugin.data.fgr_format import FGRError, from_json, read_meta, sam
 from finpercep_plugin.data.fgr_options import BuildOptions, identity
 from finpercep_plugin.data.fgr_sample import SampleMaker, photo_list
 from finpercep_plugin.data.lmdb_io import Reader, Writer, exists
+from finpercep_plugin.data.set_folder import differences, exclusive
 
 __all__ = ['BuildReport', 'build']
 
@@ -66,7 +66,7 @@ def build(options: BuildOptions, progress: Callable[[int, int], None] | None = N
     photos = photo_list(options.photos)
     maker = SampleMaker(photos, options)
     Path(options.out).mkdir(parents=True, exist_ok=True)
-    with _exclusive(options.out):
+    with exclusive(options.out):
         meta = {
             'complete': False,
             'count': options.count,
@@ -148,7 +148,7 @@ def _refuse_other(out: str, meta: dict[str, Any]) -> None:
             raise FGRError(f'{out}: a store without meta.json; it is not an FGR set, choose another folder')
         return
     old = read_meta(out)
-    problems = [*_differences(old['options'], meta['options'], '$')]
+    problems = [*differences(old['options'], meta['options'])]
     before, now = (dict(map(tuple, m['photos'])) for m in (old, meta))
     changed = sorted(n for n in before.keys() & now.keys() if before[n] != now[n])
     for what, names in (
@@ -160,33 +160,6 @@ def _refuse_other(out: str, meta: dict[str, Any]) -> None:
             problems.append(f'$.photos: {len(names)} {what}, such as {sorted(names)[0]}')
     if problems:
         raise FGRError(f'{out} was built otherwise and cannot be continued:\n  ' + '\n  '.join(problems))
-
-
-def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f'{path}.{key}')
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and path.endswith('producers'):
-        for index, (before, after) in enumerate(zip(old, new)):
-            yield from _differences(before, after, f'{path}[{index}]')
-    elif old != new:
-        yield f'{path}: built with {old}, asked for {new}'
-
-
-@contextlib.contextmanager
-def _exclusive(out: str) -> Iterator[None]:
-    """One build a folder; the lock is the kernel's, so none is left behind by a kill."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where LMDB's own lock serialises the writes
-        yield
-        return
-    with open(Path(out, '.build.lock'), 'w', encoding='utf-8') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FGRError(f'{out}: another build is writing this set') from None
-        yield
 
 
 def _parallel(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import logging
 from typing import Any, Literal, Mapping
 
 import numpy as np
@@ -15,17 +14,17 @@ from torch.utils.data import Dataset
 from finpercep_plugin.config import parse
 from finpercep_plugin.data import labels
 from finpercep_plugin.data.fgr_format import PARTS, FGRError, decode_png, read_meta, sample_key
-from finpercep_plugin.data.lmdb_io import CorruptValueError, MissingKeyError, Reader
+from finpercep_plugin.data.lmdb_io import Reader
+from finpercep_plugin.data.loader_options import LoaderOptions
+from finpercep_plugin.data.set_folder import read_or_skip
 from finpercep_plugin.registry import DATASETS, nearest
 from finpercep_plugin.rng import keyed_numpy
 
 __all__ = ['FGROptions', 'FinPercepFGRDataset', 'augment', 'local_rng', 'split_photos', 'to_tensor']
 
-logger = logging.getLogger(__name__)
-
 
 @dataclasses.dataclass(frozen=True)
-class FGROptions:
+class FGROptions(LoaderOptions):
     """A section under `datasets:`.
 
     Attributes:
@@ -42,8 +41,6 @@ class FGROptions:
         use_hflip, use_rot: random flips and quarter turns, of the pictures, mask and map alike.
         limit: use the first so many samples only.
         on_error: an unreadable sample: 'raise', or 'skip' to the next good one, logged and counted in `skipped`.
-
-    The rest are BasicSR's own keys for its loader, unused here.
     """
 
     dataroot: str
@@ -59,19 +56,7 @@ class FGROptions:
     use_rot: bool = False
     limit: int | None = None
     on_error: Literal['raise', 'skip'] = 'raise'
-    name: str = 'FGR'
-    type: str = 'FinPercepFGRDataset'
-    phase: str = 'train'
     scale: int | None = None
-    io_backend: dict[str, Any] | None = None
-    batch_size_per_gpu: int = 1
-    num_worker_per_gpu: int = 0
-    use_shuffle: bool = True
-    dataset_enlarge_ratio: float = 1
-    prefetch_mode: str | None = None
-    num_prefetch_queue: int = 1
-    pin_memory: bool = False
-    persistent_workers: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
@@ -133,20 +118,11 @@ class FinPercepFGRDataset(Dataset):
         Raises:
             FGRError: the sample cannot be read, with `on_error: raise`, or none can.
         """
-        for step in range(len(self.keys)):
-            key = self.keys[(index + step) % len(self.keys)]
-            try:
-                arrays = self.read(key)
-                break
-            except (CorruptValueError, MissingKeyError, ValueError) as error:
-                if self.options.on_error == 'raise':
-                    raise FGRError(f'{self.options.dataroot}: sample {key}: {error}') from error
-                self.skipped += 1
-                logger.warning('%s: sample %s skipped: %s', self.options.dataroot, key, error)
-        else:
-            raise FGRError(f'{self.options.dataroot}: none of the {len(self.keys)} samples can be read')
-        arrays = augment(arrays, self.scale, self.options, local_rng)
-        path = f'{self.options.dataroot}/{key}.png'
+        options = self.options
+        key, arrays, skipped = read_or_skip(options.dataroot, self.keys, index, self.read, options.on_error)
+        self.skipped += skipped
+        arrays = augment(arrays, self.scale, options, local_rng)
+        path = f'{options.dataroot}/{key}.png'
         return {**{k: to_tensor(v) for k, v in arrays.items()}, 'key': key, 'lq_path': path, 'gt_path': path}
 
     def read(self, key: str) -> dict[str, np.ndarray]:
@@ -181,11 +157,14 @@ class FinPercepFGRDataset(Dataset):
         }
 
 
-def augment(arrays: dict[str, np.ndarray], scale: int, options: FGROptions, make_rng: Any) -> dict[str, np.ndarray]:
+def augment(arrays: dict[str, np.ndarray], scale: int, options: Any, make_rng: Any) -> dict[str, np.ndarray]:
     """The same crop, flip and quarter turn of every array; `make_rng()` is called only when something is to be drawn.
 
     Args:
         arrays: (h, w) or (h, w, C); 'lq' is smaller by `scale`.
+        scale: see above.
+        options: with `crop_size`, `use_hflip` and `use_rot`, see `FGROptions`.
+        make_rng: makes a numpy generator.
     """
     if not (options.crop_size or options.use_hflip or options.use_rot):
         return arrays

@@ -10,7 +10,8 @@ A folder with `data.mdb` (`lmdb_io`) and `meta.json`. Sample i has the key `i` i
     record     JSON: photo, crop, degradation, producer, mask, seed, histograms of the two terms, SHA-256 of the parts
 
 `meta.json`: format version, build options, the photos and those skipped, number of samples, p99 of each term over the
-set, the photo of each sample. It is replaced atomically; `complete: false` marks a build that has to be resumed.
+set (or over the set `p99_of`, which it extends), the photo of each sample. It is replaced atomically; `complete: false`
+marks a build that has to be resumed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PARTS = ('lq', 'gt', 'sr', 'mask', 'pixel', 'feature')
 
 
 class FGRError(ValueError):
-    """An FGR set that cannot be used or built as asked."""
+    """A set, of FGR samples or of preferences, that cannot be used or built as asked."""
 
 
 def sample_key(index: int) -> str:
@@ -80,27 +81,40 @@ def from_json(data: bytes | memoryview | str) -> Any:
     return json.loads(data if isinstance(data, str) else bytes(data))
 
 
-def read_meta(root: str | Path) -> dict[str, Any]:
-    """meta.json of an FGR set.
+def read_meta(
+    root: str | Path, version: int | str = FORMAT, what: str = 'an FGR set', tool: str = 'finpercep-build-fgr'
+) -> dict[str, Any]:
+    """meta.json of a set.
+
+    Args:
+        root: its folder.
+        version: the format that it must have.
+        what: the kind of set, for messages.
+        tool: what builds such a set, for messages.
 
     Raises:
-        FGRError: absent, unreadable, or of a newer format.
+        FGRError: absent, unreadable, or of another format.
     """
     path = Path(root, 'meta.json')
     try:
         meta = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise FGRError(f'{root}: not an FGR set (no meta.json); build one with finpercep-build-fgr') from None
+        raise FGRError(f'{root}: not {what} (no meta.json); build one with {tool}') from None
     except (OSError, ValueError) as error:
         raise FGRError(f'{path}: cannot be read ({error})') from error
-    if not isinstance(meta, dict) or meta.get('format') != FORMAT:
+    if not isinstance(meta, dict) or meta.get('format') != version:
         found = meta.get('format') if isinstance(meta, dict) else type(meta).__name__
-        raise FGRError(f'{path}: expected format {FORMAT}, got {found}')
+        raise FGRError(f'{path}: expected format {version}, got {found}')
     return meta
 
 
 def write_meta(root: str | Path, meta: dict[str, Any]) -> None:
-    """Replace meta.json in one step: after a kill it is the old or the new one."""
+    """Replace meta.json in one step: after a kill it is the old or the new one.
+
+    Args:
+        root: folder of the set.
+        meta: what it says; the format is FGR's unless it names another.
+    """
     path = Path(root, 'meta.json')
     partial = path.with_name('.meta.json.part')
     with open(partial, 'w', encoding='utf-8') as file:

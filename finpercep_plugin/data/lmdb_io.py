@@ -180,15 +180,19 @@ class Writer:
             _handles.close(self.path)
             self._environment = _handles.open(self.path, readonly=False)
 
-    def put(self, items: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> None:
+    def put(self, items: Mapping[str, bytes] | Iterable[tuple[str, bytes]], remove: Iterable[str] = ()) -> None:
         """Write all items in one transaction, on disk when this returns; doubles the map when it is full.
+
+        Args:
+            items: keys and values.
+            remove: keys that go in the same transaction; one that is not there is no error.
 
         Raises:
             StoreError: the disk is full or cannot be written; nothing of this batch is stored.
         """
         import lmdb
 
-        items = list(items.items() if isinstance(items, Mapping) else items)
+        items, remove = list(items.items() if isinstance(items, Mapping) else items), list(remove)
         with _handles.lock:
             while True:
                 try:
@@ -196,6 +200,8 @@ class Writer:
                         for key, payload in items:
                             crc = zlib.crc32(payload).to_bytes(_BYTES_OF_CRC, 'little')
                             transaction.put(key.encode(), bytes(payload) + crc)
+                        for key in remove:
+                            transaction.delete(key.encode())
                     return
                 except lmdb.MapFullError:
                     self._environment.set_mapsize(2 * self._environment.info()['map_size'])

@@ -15,6 +15,7 @@ from finpercep_plugin.data.degradation import DegradationOptions, degrade
 from finpercep_plugin.data.fgr_dataset import local_rng, split_photos, to_tensor
 from finpercep_plugin.data.fgr_format import FGRError
 from finpercep_plugin.data.fgr_sample import PhotoCache, draw_crop, photo_list
+from finpercep_plugin.data.loader_options import LoaderOptions
 from finpercep_plugin.registry import DATASETS
 from finpercep_plugin.rng import keyed_numpy
 
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class PhotoOptions:
+class PhotoOptions(LoaderOptions):
     """A section under `datasets:`.
 
     Attributes:
@@ -38,8 +39,6 @@ class PhotoOptions:
         use_hflip, use_rot: random flips and quarter turns of gt, before lq is made.
         on_error: an unreadable or too small photo: 'raise', or 'skip' to the next good one, logged and counted in
             `skipped`.
-
-    The rest are BasicSR's own keys for its loader, unused here.
     """
 
     dataroot: list[str] | str
@@ -55,18 +54,6 @@ class PhotoOptions:
     use_hflip: bool = False
     use_rot: bool = False
     on_error: Literal['raise', 'skip'] = 'raise'
-    name: str = 'photos'
-    type: str = 'FinPercepPhotoDataset'
-    phase: str = 'train'
-    io_backend: dict[str, Any] | None = None
-    batch_size_per_gpu: int = 1
-    num_worker_per_gpu: int = 0
-    use_shuffle: bool = True
-    dataset_enlarge_ratio: float = 1
-    prefetch_mode: str | None = None
-    num_prefetch_queue: int = 1
-    pin_memory: bool = False
-    persistent_workers: bool = False
 
     def __post_init__(self) -> None:
         if self.size < self.scale or self.size % self.scale:

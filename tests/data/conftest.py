@@ -5,11 +5,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from finpercep_plugin.data.fgr_builder import build
 from finpercep_plugin.data.fgr_options import BuildOptions
 from finpercep_plugin.data.lmdb_io import Reader
+from finpercep_plugin.data.preference_format import PreferenceRecord
+from finpercep_plugin.data.preference_writer import make_record, open_set
 
 
 def make_photo(seed: int, height: int = 60, width: int = 70) -> np.ndarray:
@@ -54,4 +57,23 @@ def fgr(options: BuildOptions, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     out = tmp_path_factory.mktemp('fgr') / 'set'
     build(dataclasses.replace(options, out=str(out)))
+    return out
+
+
+def preference_record(index: int, gt: bool = True, size: int = 8, members: int = 4) -> PreferenceRecord:
+    """Samples of random pixels, scored index + 0, 1, 2, 3; those of record 2 are all alike."""
+    rng = torch.Generator().manual_seed(index)
+    lq, samples = torch.rand(3, size // 2, size // 2, generator=rng), torch.rand(members, 3, size, size, generator=rng)
+    scores = torch.full((members,), 0.5) if index == 2 else index + torch.arange(float(members))
+    truth = torch.rand(3, size, size, generator=rng) if gt else None
+    return make_record(lq, samples, scores, best=2, gt=truth, prompt=f'picture {index}', made={'seed': index})
+
+
+@pytest.fixture(scope='session')
+def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished set of 5 records, of which record 2 has no pair and the others 4; not to be written to."""
+    out = tmp_path_factory.mktemp('preferences') / 'set'
+    with open_set(out, {'best': 2, 'min_gap': 0.0}, scale=2) as writer:
+        for index in range(5):
+            writer.append(preference_record(index))
     return out

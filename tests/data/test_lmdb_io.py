@@ -96,6 +96,15 @@ def test_a_batch_is_stored_whole_or_not_at_all(tmp_path):
         assert list(Reader(tmp_path).keys()) == []
 
 
+def test_keys_go_in_the_transaction_that_writes_others(store):
+    with Writer(store) as writer:
+        with pytest.raises(StoreError):
+            writer.put({'d': b'delta', '': b'LMDB takes no empty key'}, remove=['a'])
+        assert 'a' in Reader(store).keys()
+        writer.put({'d': b'delta'}, remove=['a', 'never there'])
+    assert 'a' not in Reader(store).keys() and bytes(Reader(store).get('d')) == b'delta'
+
+
 def test_readers_share_and_survive_a_writer_in_the_same_process(store):
     first, second = Reader(store), Reader(store)
     assert bytes(first.get('a')) == bytes(second.get('a'))
