@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from finpercep_plugin.data.loaders import train_loader, val_loaders
 from finpercep_plugin.integrations.basicsr import install
-from finpercep_plugin.integrations.checkpoints import get_rng, load_resume_state, remove_leftovers, set_rng
+from finpercep_plugin.integrations.checkpoints import load_resume_state, remove_leftovers
 from finpercep_plugin.integrations.entry import blame, leave_group, open_log, read_options, run, write_options
+from finpercep_plugin.loop import fit, validate
 
 __all__ = ['main', 'train_pipeline']
 
@@ -63,11 +63,11 @@ def train_pipeline(
         with blame('$.path.resume_state'):
             model.resume_training(state)
         logger.info(f'Resuming training from iter {start}.')
-    validated = _fit(model, opt, loader, validation, start, tb_logger, on_step)
+    validated = fit(model, opt, loader, validation, start, tb_logger, on_step)
     logger.info('End of training. Save the latest model.')
     model.save(-1, -1)
     if not validated:
-        _validate(model, opt, validation, max(start, int(opt['train']['total_iter'])), tb_logger)
+        validate(model, opt, validation, max(start, int(opt['train']['total_iter'])), tb_logger)
     if tb_logger:
         tb_logger.close()
     leave_group()
@@ -89,52 +89,6 @@ def _prepare_folders(opt: dict[str, Any], fresh: bool) -> Any:
         torch.distributed.barrier()
     Path(opt['path']['log']).mkdir(parents=True, exist_ok=True)
     return init_tb_loggers(opt)
-
-
-def _fit(
-    model: Any,
-    opt: dict[str, Any],
-    loader: DataLoader,
-    validation: list[DataLoader],
-    start: int,
-    tb_logger: Any,
-    on_step: Any,
-) -> bool:
-    """The loop; returns whether the last iteration was validated."""
-    from basicsr.utils import AvgTimer, MessageLogger
-
-    message, iter_timer, data_timer = MessageLogger(opt, start, tb_logger), AvgTimer(), AvgTimer()
-    total, freq, validated = int(opt['train']['total_iter']), opt['logger'], False
-    epoch_size = len(loader.dataset) * opt['datasets']['train'].get('dataset_enlarge_ratio', 1)
-    for current_iter, data in enumerate(loader, start + 1):
-        data_timer.record()
-        epoch = (current_iter - 1) * loader.sampler.global_batch // epoch_size
-        model.update_learning_rate(current_iter, warmup_iter=opt['train'].get('warmup_iter', -1))
-        model.feed_data(data)
-        model.optimize_parameters(current_iter)
-        iter_timer.record()
-        if current_iter % freq.get('print_freq', 100) == 0:
-            times = {'time': iter_timer.get_avg_time(), 'data_time': data_timer.get_avg_time()}
-            rates = {'epoch': int(epoch), 'iter': current_iter, 'lrs': model.get_current_learning_rate()}
-            message({**rates, **times, **model.get_current_log()})
-        if current_iter % freq.get('save_checkpoint_freq', 5000) == 0:
-            model.save(int(epoch), current_iter)
-        validated = bool(opt.get('val')) and current_iter % opt['val'].get('val_freq', total + 1) == 0
-        if validated:
-            _validate(model, opt, validation, current_iter, tb_logger)
-        if on_step:
-            on_step(current_iter, total)
-        data_timer.start()
-        iter_timer.start()
-    return validated
-
-
-def _validate(model: Any, opt: dict[str, Any], loaders: list[DataLoader], current_iter: int, tb_logger: Any) -> None:
-    """Validation leaves the random number generators as they were: a resumed run does not repeat it."""
-    before = get_rng()
-    for loader in loaders if opt.get('val') else []:
-        model.validation(loader, current_iter, tb_logger, opt['val'].get('save_img', False))
-    set_rng(before)
 
 
 def main(argv: list[str] | None = None) -> int:

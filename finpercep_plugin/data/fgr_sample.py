@@ -7,7 +7,7 @@ import functools
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from finpercep_plugin.data.masks import draw_mask
 from finpercep_plugin.images import ImageError, list_images, read_image
 from finpercep_plugin.rng import keyed_numpy
 
-__all__ = ['PhotoCache', 'SampleMaker', 'draw_crop', 'photo_list']
+__all__ = ['PhotoCache', 'SampleMaker', 'draw_crop', 'label_sample', 'photo_list']
 
 _TRIES = 8
 _CACHED_BYTES = 192 << 20
@@ -92,21 +92,14 @@ class SampleMaker:
         lq, degradation = degrade(gt, options.scale, options.degradation, self._rng(index, 'degradation'))
         choice = int(self._rng(index, 'choice').choice(len(self.producers), p=self.weights))
         sr, how = self._produce(choice, lq, index)
-        mask, region = _draw_region(sr, gt, options, self._rng(index, 'mask'))
-        terms = _terms(sr, gt, mask, options.feature)
-        stored = {t: labels.to_uint16(terms[t], labels.SCALES[t]) for t in labels.TERMS}
         record = {
-            'index': index,
             'photo': self.photos.photos[number][0],
             'skipped': skipped,
             'crop': [x, y, side, side],
-            'seed': options.seed,
             'degradation': degradation,
             'producer': {'type': self.names[choice], 'number': choice, **how},
-            'mask': region,
-            'histograms': {t: _sparse(labels.histogram(v)) for t, v in stored.items()},
         }
-        return _pack(index, {'lq': lq, 'gt': gt, 'sr': sr, 'mask': mask, **stored}, record)
+        return label_sample(index, {'lq': lq, 'gt': gt, 'sr': sr}, options, record)
 
     def _produce(self, choice: int, lq: np.ndarray, index: int) -> tuple[np.ndarray, dict[str, Any]]:
         scale, name = self.options.scale, self.names[choice]
@@ -136,6 +129,26 @@ class SampleMaker:
             skipped.append([self.photos.photos[number][0], photo])
         reasons = '; '.join(f'{name}: {reason}' for name, reason in skipped[:3])
         raise FGRError(f'none of the {count} photos can be used ({reasons})')
+
+
+def label_sample(
+    index: int, pictures: Mapping[str, np.ndarray], options: BuildOptions, record: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """All values of a sample by key, its record last: the region is drawn and the labels are made here.
+
+    Args:
+        index: of the sample.
+        pictures: 'lq' (h, w, 3), 'gt' and 'sr' (H, W, 3), uint8 RGB.
+        options: of the build.
+        record: where the pictures come from: photo, skipped, crop, degradation, producer.
+    """
+    sr, gt = pictures['sr'], pictures['gt']
+    mask, region = _draw_region(sr, gt, options, keyed_numpy(options.seed, index, 'mask'))
+    terms = _terms(sr, gt, mask, options.feature)
+    stored = {t: labels.to_uint16(terms[t], labels.SCALES[t]) for t in labels.TERMS}
+    histograms = {t: _sparse(labels.histogram(v)) for t, v in stored.items()}
+    whole = {**record, 'index': index, 'seed': options.seed, 'mask': region, 'histograms': histograms}
+    return _pack(index, {**pictures, 'mask': mask, **stored}, whole)
 
 
 def draw_crop(photo: np.ndarray, size: int, min_detail: float, rng: np.random.Generator) -> tuple[int, int, int]:

@@ -59,8 +59,18 @@ def check_val(section: Any) -> list[str]:
     for name, reward in ((section or {}).get('rewards') or {}).items():
         if name in (section.get('metrics') or {}):
             problems.append(f'$.val.rewards.{name}: $.val.metrics has this name too; give it another')
-        problems += check_reward(reward, f'$.val.rewards.{name}')
+        problems += check_reward(reward, f'$.val.rewards.{name}') or _check_scaled(reward, f'$.val.rewards.{name}')
     return problems
+
+
+def _check_scaled(section: Mapping[str, Any], path: str) -> list[str]:
+    """A sum of rewards has to know the scales of its parts, which are measured for the reward in training alone."""
+    kind = REWARDS.get(section['type'])
+    missing = kind.uncalibrated(section) if hasattr(kind, 'uncalibrated') else []
+    if not missing:
+        return []
+    names = ', '.join(missing)
+    return [f'{path}: held-out rewards are not calibrated; give statistics of {names}, or set normalise: none']
 
 
 def check_reward(section: Any, path: str) -> list[str]:

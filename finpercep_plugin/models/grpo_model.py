@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
-from finpercep_plugin.models.rl_model import RLModel, check_rl
+from finpercep_plugin.models.rl_model import RLModel
+from finpercep_plugin.models.rl_options import check_rl
 from finpercep_plugin.registry import MODELS
 
 __all__ = ['FinPercepGRPOModel', 'check']

@@ -20,7 +20,7 @@ from finpercep_plugin.models.panels import map_picture, picture
 from finpercep_plugin.registry import LOSSES, MODELS
 from finpercep_plugin.visual import grid
 
-__all__ = ['FinPercepRMModel', 'RMTrainOptions', 'check', 'load_or_grow']
+__all__ = ['FinPercepRMModel', 'RMTrainOptions', 'check', 'grown', 'load_or_grow']
 
 LOSS_KEYS = ('map_opt', 'rank_opt', 'align_opt')
 
@@ -86,20 +86,34 @@ def load_or_grow(network: Mapping[str, Any], path: str | None) -> FinPercepRM:
         ValueError: the file is of a later stage, or does not fit the section.
         FileNotFoundError: no such file.
     """
-    options = {k: v for k, v in network.items() if k != 'type'}
     if path is None:
+        options = {k: v for k, v in network.items() if k != 'type'}
         return FinPercepRM(**arguments(FinPercepRM, options, '$.network_g'))
-    old = FinPercepRM.from_file(path)
+    return grown(FinPercepRM.from_file(path), network, path)
+
+
+def grown(old: FinPercepRM, network: Mapping[str, Any], source: str) -> FinPercepRM:
+    """The reward model of a `network_g:` section that computes what `old`, of its stage or an earlier one, does.
+
+    Args:
+        old: is left as it is.
+        network: the section.
+        source: where `old` comes from, for messages.
+
+    Raises:
+        ValueError: `old` is of a later stage, or does not fit the section.
+    """
+    options = {k: v for k, v in network.items() if k != 'type'}
     stage = options.get('stage', 2)
     if old.stage > stage:
-        raise ValueError(f'{path} holds an RM_{old.stage}; it cannot become the RM_{stage} of $.network_g.stage')
+        raise ValueError(f'{source} holds an RM_{old.stage}; it cannot become the RM_{stage} of $.network_g.stage')
     model = FinPercepRM(**arguments(FinPercepRM, {**options, 'stage': old.stage, 'pretrained': None}, '$.network_g'))
     # What a later stage adds may be chosen anew; everything that is there already must be as it was trained.
     free = {0: set(model.arch) - {'backbone', 'layers', 'vit'}, 1: {'encoder', 'adapter_width'}, 2: set()}[old.stage]
     other = {k: (v, model.arch[k]) for k, v in old.arch.items() if k not in free and _plain(v) != _plain(model.arch[k])}
     if other:
         told = '; '.join(f'{k}: {before} in the file, {now} in $.network_g' for k, (before, now) in other.items())
-        raise ValueError(f'{path} does not fit $.network_g: {told}')
+        raise ValueError(f'{source} does not fit $.network_g: {told}')
     model.load_state_dict(old.state_dict())
     for _ in range(old.stage, stage):
         model.grow()

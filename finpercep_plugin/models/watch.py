@@ -7,7 +7,6 @@ from typing import Any, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
-from basicsr.data import build_dataset
 from basicsr.utils import get_root_logger
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from finpercep_plugin.curriculum.adaptive import AdaptiveOptions, problems
 from finpercep_plugin.curriculum.monitor import LEVELS, HackingMonitor, MonitorOptions, RewardHacked, Verdict
 from finpercep_plugin.curriculum.signs import SIGNS, Sign, measure
 from finpercep_plugin.data.sampler import PositionDataset
+from finpercep_plugin.models.fixed_samples import Outputs, fixed_outputs, fixed_set
 
 __all__ = ['Watch', 'check_watch']
 
@@ -64,7 +64,7 @@ class Watch:
         self._dataset: PositionDataset | None = None
 
     def start(self) -> None:
-        rewards, metrics = self._measure(self.model.schedule.used_stages())
+        rewards, metrics = self._measure(self.model.stages)
         self.monitor.start(rewards, metrics)
         self._keep()
 
@@ -100,36 +100,27 @@ class Watch:
 
     @torch.no_grad()
     def _measure(self, stages: Sequence[int]) -> tuple[dict[int, list[float]], dict[str, list[float]]]:
-        model, count = self.model, self.monitor.options.samples
-        train = model.opt['datasets']['train']
+        count = self.monitor.options.samples
         if self._dataset is None:
-            self._dataset = PositionDataset(build_dataset(train), model.seed, shuffle=True)
-        batch = max(1, int(train.get('batch_size_per_gpu', 1)))
-        mine = list(range(model.opt['rank'], count, model.opt['world_size']))
+            self._dataset = fixed_set(self.model)
         table: dict[Any, Tensor] = {}
-        training = model.net_g.training
-        model.net_g.eval()
-        for first in range(0, len(mine), batch):
-            part = mine[first : first + batch]
-            for name, values in self._values(part, stages).items():
-                table.setdefault(name, torch.zeros(count, dtype=torch.float64))[part] = values.double().cpu()
-        model.net_g.train(training)
+        for outputs in fixed_outputs(self.model, self._dataset, count, 'monitor'):
+            for name, values in self._values(outputs, stages).items():
+                row = table.setdefault(name, torch.zeros(count, dtype=torch.float64))
+                row[outputs.samples] = values.double().cpu()[: len(outputs.samples)]
         names = [*stages, *sorted(n for n in table if isinstance(n, str))]
-        rows = model.reduce_sum(torch.stack([table[n] for n in names])).tolist()  # zeros where it is not this rank's
+        rows = self.model.reduce_sum(torch.stack([table[n] for n in names])).tolist()  # 0 where it is another rank's
         named = dict(zip(names, rows))
         return {k: named[k] for k in stages}, {k: v for k, v in named.items() if isinstance(k, str)}
 
-    def _values(self, part: list[int], stages: Sequence[int]) -> dict[Any, Tensor]:
-        model = self.model
-        items = [self._dataset[i] for i in part]
-        lq, gt = (torch.stack([item[k] for item in items]).to(model.device) for k in ('lq', 'gt'))
-        sampler = {name: getattr(model.algorithm, name) for name in ('guidance', 'steps', 'eta')}
-        sr, prompt = model.super_resolve(lq, part, 'monitor', **sampler)
-        values: dict[Any, Tensor] = dict(measure(sr, lq))
+    def _values(self, outputs: Outputs, stages: Sequence[int]) -> dict[Any, Tensor]:
+        model, sr = self.model, outputs.sr
+        inputs = {'lq': outputs.lq, 'gt': outputs.gt, 'prompt': list(outputs.prompt)}
+        values: dict[Any, Tensor] = dict(measure(sr, outputs.lq))
         with model.autocast():
             for name, reward in model.heldout.items():
-                values[name] = reward(sr, lq=lq, gt=gt, prompt=list(prompt)).score
+                values[name] = reward(sr, **inputs).score
             for stage in stages:
-                raw = model.reward.raw(sr, stage, lq=lq, gt=gt, prompt=list(prompt)).score
+                raw = model.reward.raw(sr, stage, **inputs).score
                 values[stage] = model.schedule.statistics.normalise(stage, raw.float())
         return values

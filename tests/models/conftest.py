@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 pytest.importorskip('basicsr')
@@ -118,6 +119,27 @@ def options(fgr_set, generator_file, tiny_rms, tmp_path, monkeypatch):
                 'watched': {'type': 'FinPercep', 'rm': tiny_rms[2]},
                 'sharpness': {'type': 'Sharpness'},
             }
+        return opt
+
+    return make
+
+
+@pytest.fixture
+def growing(options):
+    """growing(kind) -> options in which RM_1 and RM_2 are trained in 3 steps each when their stages begin, at iterations
+    2 and 3, by rm.yml of the current folder.
+    """
+    rm = options('rm')
+    rm['train']['total_iter'], rm['path']['pretrain_network_g'], rm['val'] = 3, None, None
+    rm['logger'] = {'print_freq': 1, 'save_checkpoint_freq': 1}
+    rm['datasets']['train'] |= {'photos': 'train'}
+    Path('rm.yml').write_text(yaml.safe_dump(rm))
+
+    def make(kind: str) -> dict:
+        opt = options(kind)
+        opt['reward']['rms'][1:] = [None, None]
+        growth = {'rm_1': {'opt': 'rm.yml', 'network_g': {'stage': 1}}, 'rm_2': 'rm.yml', 'fresh': 5, 'share': 0.4}
+        opt['train']['ccl'] |= {'reward_update': 'at_switch', 'growth': growth}
         return opt
 
     return make
