@@ -7,7 +7,7 @@ from typing import Sequence
 
 import numpy as np
 
-__all__ = ['Interval', 'mean_interval', 'paired_difference']
+__all__ = ['Interval', 'crossed_interval', 'mean_interval', 'paired_difference']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +50,7 @@ def mean_interval(
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or not len(x):
         raise ValueError(f'expected a list of at least one value, got shape {x.shape}')
-    if not np.isfinite(x).all():
-        raise ValueError(f'{(~np.isfinite(x)).sum()} of {len(x)} values are not finite')
-    if not 0 < level < 1:
-        raise ValueError(f'level: expected a number between 0 and 1, got {level}')
-    labels = list(range(len(x))) if groups is None else list(groups)
-    if len(labels) != len(x):
-        raise ValueError(f'{len(x)} values but {len(labels)} group labels')
-    index = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    member = np.array([index[label] for label in labels])
+    member = _members(x, groups, level)
     sums, counts = np.bincount(member, x), np.bincount(member)
     rng = np.random.default_rng(seed)
     means = np.empty(draws)
@@ -85,3 +77,52 @@ def paired_difference(
     if len(before) != len(after):
         raise ValueError(f'pairs expected: {len(before)} values before, {len(after)} after')
     return mean_interval(np.asarray(after, np.float64) - np.asarray(before, np.float64), groups, level, draws, seed)
+
+
+def crossed_interval(
+    values: Sequence[Sequence[float]],
+    groups: Sequence[object] | None = None,
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Interval of the mean of a table whose rows are runs and whose columns are pictures; both are drawn anew.
+
+    Args:
+        values: (R, N) finite, such as differences of two methods, with run r of both at the same seed.
+        groups: (N,) labels of the columns, drawn whole; None: every column is its own group.
+        level, draws, seed: as in `mean_interval`.
+
+    Returns:
+        `groups` counts those of the columns, or the runs where there is one column.
+
+    Raises:
+        ValueError: no values, or one that is not finite; lengths that differ.
+
+    >>> crossed_interval([[1.0, 3.0]], draws=1000).high
+    3.0
+    """
+    x = np.asarray(values, np.float64)
+    if x.ndim != 2 or not x.size:
+        raise ValueError(f'expected a table of at least one run and one value, got shape {x.shape}')
+    member = _members(x, groups, level)
+    sums, counts = np.stack([np.bincount(member, row) for row in x]), np.bincount(member)
+    rng, total = np.random.default_rng(seed), len(counts)
+    runs = rng.multinomial(len(x), np.full(len(x), 1 / len(x)), draws)
+    drawn = rng.multinomial(total, np.full(total, 1 / total), draws)
+    means = np.einsum('dr,rg,dg->d', runs, sums, drawn, optimize=True) / (len(x) * (drawn @ counts))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(x.mean()), float(low), float(high), x.size, total if total > 1 else len(x))
+
+
+def _members(x: np.ndarray, groups: Sequence[object] | None, level: float) -> np.ndarray:
+    """The number of each column's group, (N,), of values (N,) or (R, N); what is wrong with any of them is raised."""
+    if not np.isfinite(x).all():
+        raise ValueError(f'{(~np.isfinite(x)).sum()} of {x.size} values are not finite')
+    if not 0 < level < 1:
+        raise ValueError(f'level: expected a number between 0 and 1, got {level}')
+    labels = list(range(x.shape[-1])) if groups is None else list(groups)
+    if len(labels) != x.shape[-1]:
+        raise ValueError(f'{x.shape[-1]} values but {len(labels)} group labels')
+    index = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return np.array([index[label] for label in labels])
