@@ -22,12 +22,13 @@ def result_file(bench: Bench, name: str) -> Path:
 
 
 def work(bench: Bench, task: str) -> None:
-    """Do a task of the bench, or 'cell NAME'."""
+    """Do a task of the bench, or 'cell NAME', unless its result is there by now."""
     kind, _, name = task.partition(' ')
     if kind == 'cell':
         (cell,) = cells(only=name)
-        run_cell(bench, cell)
-    else:
+        if not result_file(bench, name).is_file():
+            run_cell(bench, cell)
+    elif not bench.is_made(task):
         bench.make(task)
 
 
