@@ -51,12 +51,12 @@ def full_options(bench, cell):
 
 @pytest.mark.parametrize('v', [v for v in VARIANTS if v.name != 'at_switch'], ids=lambda v: f'{v.algorithm}-{v.name}')
 def test_the_sections_of_every_cell_are_accepted(bench, v):
-    from finpercep_plugin.models import rl_model
+    from finpercep_plugin.models import rl_options
 
     opt = full_options(bench, Cell(v, 0))
-    assert rl_model.check_rl({**opt, 'is_train': True}, v.algorithm) == []
+    assert rl_options.check_rl({**opt, 'is_train': True}, v.algorithm) == []
     wrong = merge(opt, {'train': {'algorithm': {'no_such_key': 1}}})
-    assert 'no_such_key' in rl_model.check_rl({**wrong, 'is_train': True}, v.algorithm)[0]
+    assert 'no_such_key' in rl_options.check_rl({**wrong, 'is_train': True}, v.algorithm)[0]
 
 
 def test_what_tells_variants_apart(bench):
