@@ -3,7 +3,6 @@
 import copy
 import functools
 import importlib
-import importlib.util
 import json
 from pathlib import Path
 
@@ -75,10 +74,7 @@ def model_type(algorithm: str) -> str:
 
 
 def load_tool():
-    spec = importlib.util.spec_from_file_location('combinations_tool', ROOT / 'tools/combinations.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.reload(importlib.import_module('finpercep_plugin.cli.combinations'))
 
 
 @pytest.fixture(autouse=True)
