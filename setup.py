@@ -37,6 +37,7 @@ GENERATORS = [
 ]
 TESTS = [
     'pytest',
+    'pytest-timeout',
     'ruff',
     'pyiqa',
     'setuptools<81',  # pkg_resources, which openai-clip and pytorch_wavelets import

@@ -13,6 +13,13 @@ import torch
 SHARED = Path(os.environ.get('FINPERCEP_SHARED', Path(__file__).resolve().parents[2] / 'shared'))
 
 
+def pytest_collection_modifyitems(items):
+    """What is not slow and yet runs for minutes stands still, and is stopped."""
+    for item in items:
+        if not item.get_closest_marker('slow') and not item.get_closest_marker('timeout'):
+            item.add_marker(pytest.mark.timeout(240))
+
+
 @pytest.fixture(scope='session')
 def shared() -> Path:
     """The folder of real photos and references beside the checkout; the test is skipped where it is absent."""

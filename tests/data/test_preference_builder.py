@@ -77,8 +77,17 @@ def contents(path):
     return {key: bytes(reader.get(key)) for key in reader.keys()}, read_meta(path)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    """A process that has computed with OpenMP threads cannot be forked: its child would wait for them for ever."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope='module')
-def built(tmp_path_factory):
+def built(one_thread, tmp_path_factory):
     """A finished set of all six; not to be written to."""
     out = tmp_path_factory.mktemp('built') / 'set'
     report = make().build(out, options={'generator': 'tiny'})
@@ -166,6 +175,7 @@ def test_interrupted_within_a_record_no_sample_is_made_twice(built, tmp_path):
 
 def test_kill_9_at_any_moment_then_resume_equals_an_unbroken_build(built, tmp_path):
     def child(pipe):
+        torch.set_num_threads(1)
         make().build(tmp_path, options={'generator': 'tiny'}, progress=lambda done, _: pipe.send(done))
 
     done = 0
@@ -175,6 +185,7 @@ def test_kill_9_at_any_moment_then_resume_equals_an_unbroken_build(built, tmp_pa
         process.start()
         before = done
         while done < stop_at:
+            assert ours.poll(60), 'the build stands still'
             done = ours.recv()
         assert done >= before
         os.kill(process.pid, signal.SIGKILL)
