@@ -87,6 +87,45 @@ def tiny_clip(tmp_path_factory) -> dict[str, Path]:
     return {'model': folder / 'config.json', 'weights': folder / 'weights.pt', 'hps': folder / 'hps.pt'}
 
 
+@pytest.fixture(scope='session')
+def tiny_dinov3(tmp_path_factory) -> dict:
+    """The section of a `timm` feature extractor: a DINOv3 of a few thousand parameters, from a file."""
+    timm = pytest.importorskip('timm')
+    name, args = 'vit_small_patch16_dinov3', {'embed_dim': 32, 'depth': 2, 'num_heads': 2}
+    network = timm.create_model(name, **args)
+    randomise(network)
+    file = tmp_path_factory.mktemp('dinov3') / 'weights.pth'
+    torch.save(network.state_dict(), file)
+    return {'type': 'timm', 'model': name, 'weights': str(file), 'model_args': args}
+
+
+@pytest.fixture(scope='session')
+def tiny_sam(tmp_path_factory) -> Path:
+    """A folder in transformers' layout: a SAM of a hundred thousand parameters, whose masks are sure and noisy, mostly
+    a tenth to a third of the picture, and whose predicted IoU is about 0.95, 0.9 and 0.5 for the three at a point.
+    """
+    hf = pytest.importorskip('transformers')
+    vision = {'num_hidden_layers': 2, 'num_attention_heads': 2, 'mlp_dim': 64, 'window_size': 4, 'num_pos_feats': 16}
+    sizes = {'hidden_size': 32, 'image_size': 128, 'patch_size': 16}
+    config = hf.SamConfig(
+        vision_config={**sizes, **vision, 'output_channels': 32, 'global_attn_indexes': [1]},
+        prompt_encoder_config={**sizes, 'mask_input_channels': 4},
+        mask_decoder_config={'hidden_size': 32, 'mlp_dim': 64, 'num_attention_heads': 2, 'iou_head_hidden_dim': 32},
+    )
+    model = hf.SamModel(config)
+    randomise(model, scale=0.5)
+    decoder, folder = model.mask_decoder, tmp_path_factory.mktemp('sam')
+    for head in decoder.output_hypernetworks_mlps:
+        head.proj_out.weight.data *= 20
+        head.proj_out.bias.data -= 520
+    decoder.iou_prediction_head.proj_out.weight.data *= 0.002
+    decoder.iou_prediction_head.proj_out.bias.data = torch.tensor([0, 0.95, 0.9, 0.5])
+    model.save_pretrained(folder)
+    size = {'size': {'longest_edge': 128}, 'pad_size': {'height': 128, 'width': 128}}
+    hf.SamImageProcessor(**size).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def python():
     """Run Python with `arguments`, as a process of an environment that the plugin is installed in; returns the

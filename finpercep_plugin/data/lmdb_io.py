@@ -6,12 +6,15 @@ ignore bytes after the end of the picture, so other tools can still decode a raw
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import os
+import shutil
 import threading
 import zlib
 from pathlib import Path
-from typing import Iterable, Iterator, Mapping
+from typing import Any, Callable, Iterable, Iterator, Mapping
 
 __all__ = ['CorruptValueError', 'MissingKeyError', 'Reader', 'StoreError', 'Writer', 'exists']
 
@@ -123,13 +126,54 @@ class Reader:
             MissingKeyError: no such key.
             CorruptValueError: the checksum does not match.
         """
-        value = self._read(key)
-        if value is None:
-            raise MissingKeyError(f'{self.path}: no key {key!r}')
-        payload, crc = memoryview(value)[:-_BYTES_OF_CRC], value[-_BYTES_OF_CRC:]
-        if len(value) < _BYTES_OF_CRC or zlib.crc32(payload).to_bytes(_BYTES_OF_CRC, 'little') != crc:
-            raise CorruptValueError(f'{self.path}: the value of {key!r} fails its checksum')
-        return payload
+        with self.borrow() as get:
+            return memoryview(bytes(get(key)))
+
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[Callable[[str], memoryview]]:
+        """`get` for many keys at once, without copies: a payload lies in the file, and is gone when the block is left.
+
+        Other threads that read any store wait meanwhile.
+
+        Raises:
+            StoreError: as of `get`.
+        """
+        with self._transaction() as transaction:
+            yield functools.partial(self._payload, transaction)
+
+    def raw(self, key: str) -> bytes:
+        """The value as it is stored, of a store by another tool, whose values end without a checksum.
+
+        Raises:
+            StoreError, MissingKeyError: as of `get`.
+        """
+        with self._transaction() as transaction:
+            value = transaction.get(key.encode())
+            if value is None:
+                raise MissingKeyError(f'{self.path}: no key {key!r}')
+            return bytes(value)
+
+    def lengths(self, keys: Iterable[str]) -> Iterator[int | None]:
+        """Bytes of each value as it is stored; None where there is none."""
+        with self._transaction() as transaction:
+            values = [transaction.get(key.encode()) for key in keys]
+            return iter([None if value is None else len(value) for value in values])
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        import lmdb
+
+        with _handles.lock:
+            try:
+                try:
+                    transaction = _handles.get(self.path).begin(buffers=True)
+                except lmdb.MapResizedError:  # it was appended to since it was opened
+                    _handles.close(self.path)
+                    transaction = _handles.get(self.path).begin(buffers=True)
+                with transaction:
+                    yield transaction
+            except lmdb.Error as error:
+                raise StoreError(f'{self.path}: cannot be read ({error})') from error
 
     def keys(self) -> Iterator[str]:
         """All keys, sorted."""
@@ -148,20 +192,14 @@ class Reader:
         with _handles.lock:
             _handles.close(self.path)
 
-    def _read(self, key: str) -> bytes | None:
-        import lmdb
-
-        with _handles.lock:
-            try:
-                try:
-                    with _handles.get(self.path).begin() as transaction:
-                        return transaction.get(key.encode())
-                except lmdb.MapResizedError:  # it was appended to since it was opened
-                    _handles.close(self.path)
-                    with _handles.get(self.path).begin() as transaction:
-                        return transaction.get(key.encode())
-            except lmdb.Error as error:
-                raise StoreError(f'{self.path}: cannot be read ({error})') from error
+    def _payload(self, transaction: Any, key: str) -> memoryview:
+        value = transaction.get(key.encode())
+        if value is None:
+            raise MissingKeyError(f'{self.path}: no key {key!r}')
+        payload = value[:-_BYTES_OF_CRC]
+        if len(value) < _BYTES_OF_CRC or zlib.crc32(payload) != int.from_bytes(value[-_BYTES_OF_CRC:], 'little'):
+            raise CorruptValueError(f'{self.path}: the value of {key!r} fails its checksum')
+        return payload
 
 
 class Writer:
@@ -206,7 +244,9 @@ class Writer:
                 except lmdb.MapFullError:
                     self._environment.set_mapsize(2 * self._environment.info()['map_size'])
                 except lmdb.Error as error:
-                    full = os.strerror(errno.ENOSPC) in str(error)
+                    # LMDB calls a write that stopped half-way an input/output error.
+                    needed = sum(len(payload) for _, payload in items)
+                    full = os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(self.path).free < needed
                     what = 'the disk is full' if full else 'cannot be written'
                     raise StoreError(f'{self.path}: {what} ({_reason(error, self.path)})') from error
 

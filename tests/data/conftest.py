@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from finpercep_plugin.data.fgr_builder import build
+from finpercep_plugin.data.fgr_format import read_meta
 from finpercep_plugin.data.fgr_options import BuildOptions
 from finpercep_plugin.data.lmdb_io import Reader
 from finpercep_plugin.data.preference_format import PreferenceRecord
@@ -22,6 +23,12 @@ def make_photo(seed: int, height: int = 60, width: int = 70) -> np.ndarray:
     field[height // 3 :, width // 2 :] *= 0.5
     field += rng.normal(0, 0.03, field.shape)
     return (np.clip(field, 0, 1) * 255).astype(np.uint8)
+
+
+def contents(path: str | Path) -> tuple[dict[str, bytes], dict]:
+    """Everything that a set says: all values by key, and meta.json."""
+    reader = Reader(path)
+    return {key: bytes(reader.get(key)) for key in reader.keys()}, read_meta(path)
 
 
 def flip_byte(path: Path, key: str) -> None:

@@ -28,6 +28,14 @@ def test_what_was_put_is_got(store):
     assert list(reader.keys()) == ['a', 'b', 'c']
 
 
+def test_raw_values_and_lengths_are_of_what_is_stored(store):
+    reader = Reader(store)
+    assert reader.raw('a')[:5] == b'alpha' and len(reader.raw('a')) == 9
+    assert list(reader.lengths(['c', 'nope', 'b'])) == [260, None, 4]
+    with pytest.raises(MissingKeyError, match="no key 'nope'"):
+        reader.raw('nope')
+
+
 def test_no_store_is_one_clear_error(tmp_path):
     with pytest.raises(StoreError, match='no LMDB store here'):
         Reader(tmp_path / 'absent').get('a')
