@@ -31,7 +31,7 @@ class Figures:
 
     Attributes:
         psnr: dB, Y channel, 4 pixels cropped; 100 for gt.
-        reward: raw R_2 of the reward model that was optimised, S_2 + 1 - max^(M_2).
+        reward: raw R_2 of the reward model that was optimised, S_2 + l2 (1 - max^(M_2)).
         held_out: raw R_2 of the one that never was.
         map_mean, map_max: of the optimised one.
     """
@@ -57,7 +57,7 @@ def run_generator(generator: torch.nn.Module, lq: torch.Tensor, samples: list[in
 
 
 def measure(
-    data: Path, folder: Path, section: Mapping[str, Any], weights: Mapping[str, Path], seed: int
+    data: Path, folder: Path, section: Mapping[str, Any], weights: Mapping[str, Path], seed: int, l2: float
 ) -> dict[str, Figures]:
     """Super-resolve the held-out crops by both generators, write them as PNG, score them with both reward models.
 
@@ -67,6 +67,7 @@ def measure(
         section: `generator:`.
         weights: files of 'before', 'after', 'rm' and 'held_out_rm'.
         seed: of the sampling noise.
+        l2: weight of the map in the reward.
 
     Returns:
         {method: Figures}.
@@ -85,17 +86,17 @@ def measure(
             distances[method] += psnr(*comparable('PSNR', rounded, gt, y_channel=True, crop_border=4)).tolist()
             for index, image in zip(indices, batch):
                 write_png(folder / method / f'{index:04d}.png', picture(image))
-    return {m: _figures(folder, m, distances[m], weights) for m in METHODS}
+    return {m: _figures(folder, m, distances[m], weights, l2) for m in METHODS}
 
 
-def _figures(folder: Path, method: str, distances: list[float], weights: Mapping[str, Path]) -> Figures:
+def _figures(folder: Path, method: str, distances: list[float], weights: Mapping[str, Path], l2: float) -> Figures:
     files = sorted((folder / method).glob('*.png'))
     rows = _score(files, folder / f'{method}.csv', weights['rm'])
     held_out = _score(files, folder / f'{method}_held_out.csv', weights['held_out_rm'])
     return Figures(
         psnr=distances,
-        reward=[row.score + 1 - row.map_max for row in rows],
-        held_out=[row.score + 1 - row.map_max for row in held_out],
+        reward=[row.score + l2 * (1 - row.map_max) for row in rows],
+        held_out=[row.score + l2 * (1 - row.map_max) for row in held_out],
         map_mean=[row.map_mean for row in rows],
         map_max=[row.map_max for row in rows],
     )

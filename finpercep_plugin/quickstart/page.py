@@ -63,7 +63,7 @@ def write_page(start: QuickStart, figures: Mapping[str, Figures], command: str) 
         ['', 'PSNR (dB)', 'reward', 'held-out reward', 'map mean', 'map max'],
         [_row(name, figures[key]) for name, key in (('bicubic', 'bicubic'), ('before', 'before'), ('after', 'after'))]
         + [['ground truth', None, *_row('', figures['gt'])[2:]]],
-        note='Means with 95 % bootstrap intervals over crops. Reward = score + 1 - map max, not normalised; higher is better. Map: lower is better.',
+        note=f'Means with 95 % bootstrap intervals over crops. Reward = score + {start.l2:g} (1 - map max), not normalised; higher is better. Map: lower is better.',
         digits=2,
     )
     page.table(

@@ -85,14 +85,20 @@ class QuickStart:
         other = self.seed + 1000
         shop.train('held_out_rm_0', 'rm_0_small', 'triplets', r.held_out_rm[0], seed=other)
         shop.train('held_out_rm', 'rm_2_small', 'triplets', r.held_out_rm[1], start='held_out_rm_0', seed=other)
+        held_out = {'type': 'FinPercep', 'rm': str(self.weights('held_out_rm')), 'l2': self.l2}
         rewards = {
             'generator': {'weights': str(self.weights('generator'))},
             'reward': {'rms': [str(self.weights(f'rm_{k}')) for k in range(3)]},
             'train': {'ccl': {'stages': list(r.refl), 'calibration': r.calibration}},
-            'val': {'rewards': {'held_out': {'type': 'FinPercep', 'rm': str(self.weights('held_out_rm'))}}},
+            'val': {'rewards': {'held_out': held_out}},
         }
         total = sum(r.refl)
         shop.train('refl', 'ccl_refl_small', 'pairs', total, val_freq=max(1, total // 5), changes=rewards)
+
+    @property
+    def l2(self) -> float:
+        """Weight of the map in the reward of ccl_refl_small.yml."""
+        return shipped_options('ccl_refl_small')['reward']['l2']
 
     def generator_section(self) -> dict[str, Any]:
         """`generator:` of diffusion_small.yml."""

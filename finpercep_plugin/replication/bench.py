@@ -22,7 +22,7 @@ from finpercep_plugin.replication.measures import Crops, Judges, read_crops
 from finpercep_plugin.replication.plan import Plan
 from finpercep_plugin.replication.pool import Task
 
-__all__ = ['OWN_SCORE', 'RM_BATCH', 'RM_TASKS', 'Bench', 'machine', 'write_json']
+__all__ = ['RM_BATCH', 'RM_TASKS', 'Bench', 'machine', 'write_json']
 
 OTHER_SEED = 1000
 RM_BATCH = 8
@@ -49,13 +49,6 @@ class RMTask:
     held_out: bool = False
 
 
-OWN_SCORE = {
-    'network_g': {'score_head': 'paper'},
-    'train': {'rank_opt': {'loss_weight': 0.1}, 'align_opt': {'loss_weight': 0.06}},
-}
-"""RM_1 and RM_2 score by their own head alone. With S_0 added, which ranks the training triplets by more than the margins
-already, nothing is left to learn: S_1 and S_2 stay S_0 to the last digit, and no two rewards differ but in the map. The
-weights leave the encoder to the map; the head learns to rank all the same."""
 NO_MAP = {'train': {'map_opt': None}}
 PIXEL = {'datasets': {'train': {'alpha': 1.0}, 'val': {'alpha': 1.0}}}
 
@@ -167,7 +160,6 @@ class Bench:
             rm = RM_TASKS[name]
             seed = self.seed + OTHER_SEED if rm.held_out else self.seed
             changes = merge({'datasets': {'train': {'batch_size_per_gpu': RM_BATCH}}}, rm.changes)
-            changes = merge(changes, OWN_SCORE if rm.start else {})
             shop.train(name, rm.yaml, 'triplets', self._rm_steps(name), rm.start, seed, changes=changes)
         write_json(self.out / 'made' / f'{name or kind}.json', {'seconds': shop.seconds, **machine()})
 

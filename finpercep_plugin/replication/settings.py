@@ -9,7 +9,7 @@ import torch
 
 from finpercep_plugin.cli.options import shipped
 from finpercep_plugin.config import merge
-from finpercep_plugin.replication.bench import OWN_SCORE, RM_BATCH, Bench
+from finpercep_plugin.replication.bench import RM_BATCH, Bench
 from finpercep_plugin.replication.grid import Cell, Variant
 
 __all__ = ['BATCH', 'RATE', 'STRENGTH', 'options', 'stages']
@@ -82,20 +82,17 @@ def _growth(bench: Bench) -> dict[str, Any]:
     data = {'photos': 'all', 'num_worker_per_gpu': 0}
     sections: dict[str, Any] = {}
     for stage, steps in ((1, bench.plan.rm_1), (2, bench.plan.rm_2)):
-        sections[f'rm_{stage}'] = merge(
-            OWN_SCORE,
-            {
-                'opt': str(shipped()[f'rm_{stage}_small']),
-                'network_g': {'vit': {'size': bench.plan.size}},
-                'datasets': {
-                    'train': {**data, 'dataroot': str(bench.data('triplets')), 'batch_size_per_gpu': RM_BATCH},
-                    'val': {**data, 'dataroot': str(bench.data('held_out')), 'limit': 1},
-                },
-                'train': {'total_iter': steps},
-                'val': {'val_freq': steps, 'save_img': False, 'panel': 0},
-                'logger': {'print_freq': max(1, steps // 10), 'save_checkpoint_freq': steps},
+        sections[f'rm_{stage}'] = {
+            'opt': str(shipped()[f'rm_{stage}_small']),
+            'network_g': {'vit': {'size': bench.plan.size}},
+            'datasets': {
+                'train': {**data, 'dataroot': str(bench.data('triplets')), 'batch_size_per_gpu': RM_BATCH},
+                'val': {**data, 'dataroot': str(bench.data('held_out')), 'limit': 1},
             },
-        )
+            'train': {'total_iter': steps},
+            'val': {'val_freq': steps, 'save_img': False, 'panel': 0},
+            'logger': {'print_freq': max(1, steps // 10), 'save_checkpoint_freq': steps},
+        }
     return {**sections, 'fresh': max(24, bench.plan.triplets // 16), 'share': 0.25}
 
 
