@@ -115,7 +115,7 @@ def _extra_for(error: ImportError) -> str:
         'peft': 'generators',
         'transformers': 'generators',
         'timm': 'generators',
-        'skimage': 'dev',
+        'skimage': 'fgr',
         'basicsr': 'basicsr',
         'pyiqa': 'dev',
     }

@@ -19,9 +19,9 @@ from finpercep_plugin.cli.arguments import positive
 
 __all__ = ['main']
 
-_EPILOG = """Each round builds the same set twice, from nothing, and checks that both are the same: by the builder, with its
-start-up of worker processes; and by a loop in this process that computes a block and stores it, and the figures of
-meta.json at the end. With --threads 0 the loop has the threads that OpenCV takes of itself; networks have one."""
+_EPILOG = """Each round builds the same set twice, from nothing, and checks that both are the same: by the builder, with
+its start-up of worker processes; and by a loop in this process that computes a block and stores it, and the figures
+of meta.json at the end. With --threads 0 the loop has the threads that OpenCV takes of itself; networks have one."""
 
 
 def _parser() -> argparse.ArgumentParser:

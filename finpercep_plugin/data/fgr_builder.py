@@ -1,4 +1,4 @@
-"""Photos -> an FGR set (paper Eq. 3-4): resumable after kill -9, and the same set whatever the number of workers."""
+"""Photos -> an FGR set (paper Eq. 3-4): resumable after kill -9, and the same set however the work is divided."""
 
 from __future__ import annotations
 

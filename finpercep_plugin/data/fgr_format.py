@@ -10,9 +10,9 @@ A folder with `data.mdb` (`lmdb_io`) and `meta.json`. Sample i has the key `i` i
     record     JSON: photo, crop, degradation, producer, mask, seed, histograms of the two terms, SHA-256 of the parts
 
 `meta.json`: format version, build options, the photos and those skipped, number of samples, the summed histogram and
-p99 of each term over the set (p99 over the set `p99_of` where it extends one), the photo of each sample; `label_sections`: what
-makes regions and labels where that has files, by their paths. It is replaced atomically; `complete: false` marks a
-build that has to be resumed.
+p99 of each term over the set (p99 over the set `p99_of` where it extends one), the photo of each sample, and under
+`label_sections` what makes regions and labels where that has files, by their paths. It is replaced atomically;
+`complete: false` marks a build that has to be resumed.
 
 A shard holds a part of a set's samples, under the numbers that they have there: `shard` is [its number, of how many],
 `count` that of the whole set, everything else is about its own samples, whose numbers `sample_indices` gives.
