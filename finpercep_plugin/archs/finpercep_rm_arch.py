@@ -166,7 +166,7 @@ class FinPercepRM(nn.Module):
             score: (B,), higher = better.
             map: (B, 1, H, W), [0, 1], 1 = degraded; zeros from RM_0, which has no map.
         """
-        score, degradation, _ = self.predict(sr)
+        score, degradation, _ = self._run(sr, with_base=self.arch['score_head'] == 'residual')
         return score, degradation
 
     def predict(self, sr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,13 +175,19 @@ class FinPercepRM(nn.Module):
         Returns:
             score (B,), map (B, 1, H, W), S_0 (B,).
         """
+        score, degradation, base = self._run(sr, with_base=True)
+        assert base is not None
+        return score, degradation, base
+
+    def _run(self, sr: Tensor, with_base: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`predict`; without S_0 where that is neither asked for nor part of S_k, since it may cost a second pass."""
         height, width = sr.shape[-2:]
         padded = pad_to_multiple(sr, self.encoder.patch)
         features, embedding = self.encoder(padded)
-        if self.stage == 2 and self.arch['encoder'] != 'frozen':
-            base = self.score_base(sr)
-        else:
-            base = self._base(features, embedding)
+        base = None
+        if with_base or self.stage == 0:
+            alone = self.stage == 2 and self.arch['encoder'] != 'frozen'
+            base = self.score_base(sr) if alone else self._base(features, embedding)
         if self.stage == 0:
             return base, torch.zeros_like(sr[:, :1]), base
         grid = (padded.shape[-2] // self.encoder.patch, padded.shape[-1] // self.encoder.patch)

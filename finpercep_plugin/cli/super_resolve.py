@@ -108,7 +108,7 @@ def _prepare(args: argparse.Namespace, section: dict[str, Any]) -> tuple[list[Jo
     """
     from finpercep_plugin.images import list_images
     from finpercep_plugin.prompts import read_prompts
-    from finpercep_plugin.scoring import common_root
+    from finpercep_plugin.scoring.sources import common_root
     from finpercep_plugin.upscaling import plan, run_folder
 
     paths = list_images(args.inputs, skip=[args.out])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -12,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+import torch
+
+from finpercep_plugin import __version__
 from finpercep_plugin.config import ConfigError
 from finpercep_plugin.curriculum.monitor import RewardHacked
 from finpercep_plugin.data.fgr_format import FGRError
@@ -139,6 +143,19 @@ def open_log(opt: dict[str, Any], kind: str, console: bool = True) -> logging.Lo
     if not console:
         for handler in [h for h in logger.handlers if not isinstance(h, logging.FileHandler)]:
             logger.removeHandler(handler)
-    logger.info(get_env_info())
+    logger.info(get_env_info() + _environment())
     logger.info(dict2str(opt))
     return logger
+
+
+def _environment() -> str:
+    """What BasicSR's version information leaves out, in its manner."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts = {
+        'finpercep_plugin': __version__,
+        'Python': platform.python_version(),
+        'Machine': f'{platform.node()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores',
+        'GPU': ', '.join(gpus) or 'none',
+        'Threads': torch.get_num_threads(),
+    }
+    return ''.join(f'\n\t{name}: {value}' for name, value in facts.items())

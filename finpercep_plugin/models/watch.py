@@ -18,7 +18,7 @@ from finpercep_plugin.models.fixed_samples import Outputs, fixed_outputs, fixed_
 
 __all__ = ['Watch', 'check_watch']
 
-TAKEN = {*SIGNS, 'reward', 'rise', 'level'}
+TAKEN = {*SIGNS, 'reward', 'rise', 'level', 'safe_step'}
 
 
 def check_watch(
@@ -73,7 +73,8 @@ class Watch:
         with self.model.ema_weights():
             rewards, metrics = self._measure([stage])
         verdict = self.monitor.observe(step, rewards[stage], metrics, stage)
-        numbers = {'level': float(LEVELS.index(verdict.level)), **verdict.evidence}
+        safe = float(self.monitor.best_safe_step)
+        numbers = {'level': float(LEVELS.index(verdict.level)), 'safe_step': safe, **verdict.evidence}
         self.numbers = {
             f'monitor_{name}': torch.tensor(value, device=self.model.device) for name, value in numbers.items()
         }

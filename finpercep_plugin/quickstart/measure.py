@@ -8,7 +8,6 @@ from typing import Any, Mapping, Sequence
 
 import torch
 
-from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 from finpercep_plugin.config import build
 from finpercep_plugin.data.fgr_dataset import FinPercepFGRDataset
 from finpercep_plugin.generators.pixels import upscale
@@ -18,7 +17,9 @@ from finpercep_plugin.registry import GENERATORS
 from finpercep_plugin.rewards.psnr_reward import comparable, psnr
 from finpercep_plugin.rng import keyed_randn
 from finpercep_plugin.rollout import super_resolve
-from finpercep_plugin.scoring import Row, RowWriter, Scorer, score_all
+from finpercep_plugin.scoring.files import score_files
+from finpercep_plugin.scoring.metrics import RM_COLUMNS, rm_metric
+from finpercep_plugin.scoring.table import Row, write_csv
 
 __all__ = ['METHODS', 'Figures', 'load_generator', 'measure', 'run_generator']
 
@@ -95,17 +96,15 @@ def _figures(folder: Path, method: str, distances: list[float], weights: Mapping
     held_out = _score(files, folder / f'{method}_held_out.csv', weights['held_out_rm'])
     return Figures(
         psnr=distances,
-        reward=[row.score + l2 * (1 - row.map_max) for row in rows],
-        held_out=[row.score + l2 * (1 - row.map_max) for row in held_out],
-        map_mean=[row.map_mean for row in rows],
-        map_max=[row.map_max for row in rows],
+        reward=[row.values['score'] + l2 * (1 - row.values['map_max']) for row in rows],
+        held_out=[row.values['score'] + l2 * (1 - row.values['map_max']) for row in held_out],
+        map_mean=[row.values['map_mean'] for row in rows],
+        map_max=[row.values['map_max'] for row in rows],
     )
 
 
 def _score(files: Sequence[Path], table: Path, rm: Path) -> list[Row]:
     """What `finpercep-score` gives for the files, also written to `table`."""
-    rows: list[Row] = []
-    writer = RowWriter(table)
-    score_all(Scorer(FinPercepRM.from_file(rm), batch=16), files, files[0].parent, rows.append, writer)
-    writer.close()
+    rows = score_files(files, files[0].parent, [rm_metric(rm)])
+    write_csv(table, rows, RM_COLUMNS)
     return rows

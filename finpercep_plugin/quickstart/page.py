@@ -8,33 +8,19 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 
-from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 from finpercep_plugin.images import read_image
-from finpercep_plugin.models.panels import picture
-from finpercep_plugin.quickstart.measure import Figures, load_generator, run_generator
+from finpercep_plugin.quickstart.comparison import COLUMNS, Comparison
+from finpercep_plugin.quickstart.measure import Figures
 from finpercep_plugin.quickstart.recipe import QuickStart
 from finpercep_plugin.report.bootstrap import Interval, mean_interval, paired_difference
 from finpercep_plugin.report.chart import Chart
+from finpercep_plugin.report.experiment.events import read_scalars
 from finpercep_plugin.report.page import Page, PictureRow
-from finpercep_plugin.visual import overlay
 
-__all__ = ['read_scalars', 'verdict', 'write_page']
+__all__ = ['verdict', 'write_page']
 
 SIDE = 160
-
-
-def read_scalars(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """{tag: (iterations, values)} of a run's TensorBoard files."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={'scalars': 0}).Reload()
-    table = {}
-    for tag in events.Tags()['scalars']:
-        points = events.Scalars(tag)
-        table[tag] = ([float(p.step) for p in points], [p.value for p in points])
-    return table
 
 
 def verdict(figures: Mapping[str, Figures]) -> dict[str, Interval]:
@@ -74,7 +60,7 @@ def write_page(start: QuickStart, figures: Mapping[str, Figures], command: str) 
     )
     page.pictures(
         'Held-out pictures',
-        ['lq', 'before', 'after', 'ground truth', 'map before', 'map after'],
+        COLUMNS,
         _picture_rows(start),
         note='lq is shown by nearest neighbour. Maps are of RM_2. Hover or tap to enlarge.',
         map_scale=True,
@@ -97,25 +83,12 @@ def _row(name: str, figures: Figures) -> list[Any]:
 
 
 def _picture_rows(start: QuickStart) -> list[PictureRow]:
-    section, rm = start.generator_section(), FinPercepRM.from_file(start.weights('rm_2'))
-    before, after = (load_generator(section, start.weights(n)) for n in ('generator', 'refl'))
-    scale, rows = section.get('scale', 4), []
+    weights = {'before': start.weights('generator'), 'after': start.weights('refl'), 'rm': start.weights('rm_2')}
+    compare, rows = Comparison(start.generator_section(), weights, start.seed), []
     for number, photo in enumerate(start.photos['held_out']):
         for gt, where in _patches(read_image(Path(photo))):
-            small = Image.fromarray(gt).resize((SIDE // scale, SIDE // scale), Image.Resampling.BICUBIC)
-            lq = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float() / 255
-            truth = torch.from_numpy(gt.copy()).permute(2, 0, 1)[None].float() / 255
-            images = [run_generator(g, lq, [10_000 + number], start.seed) for g in (before, after)]
-            with torch.no_grad():
-                scores, maps = rm(torch.cat([*images, truth]))
-            shown = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.NEAREST))
-            overlays = [overlay(picture(i[0]), m[0].numpy(), with_legend=False) for i, m in zip(images, maps)]
-            captions = ['', *(f'{s:.2f}' for s in scores.tolist()), *(f'mean {m.mean():.3f}' for m in maps[:2])]
-            rows.append(
-                PictureRow(
-                    f'{Path(photo).name}, {where}', [shown, *(picture(i[0]) for i in images), gt, *overlays], captions
-                )
-            )
+            compared = compare(gt, 10_000 + number)
+            rows.append(PictureRow(f'{Path(photo).name}, {where}', compared.images, compared.captions))
     return rows
 
 

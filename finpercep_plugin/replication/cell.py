@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from finpercep_plugin.config import merge
-from finpercep_plugin.quickstart.page import read_scalars
 from finpercep_plugin.quickstart.workshop import shipped_options
 from finpercep_plugin.replication.bench import Bench, machine, write_json
 from finpercep_plugin.replication.grid import ALGORITHMS, Cell, cells
 from finpercep_plugin.replication.settings import options
+from finpercep_plugin.report.experiment.events import read_scalars
 
 __all__ = ['result_file', 'run_cell', 'work']
 
@@ -58,7 +58,9 @@ def measure_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
     """The curves, and the final generator on all crops."""
     experiment = bench.out / 'experiments' / cell.name / 'models'
     scalars = read_scalars(bench.out / 'tb_logger' / cell.name)
-    training = {tag: _by_step(*scalars[tag]) for tag in ('reward', 'stage', 'grad_norm') if tag in scalars}
+    training = {
+        tag: dict(zip(('step', 'value'), scalars[tag])) for tag in ('reward', 'stage', 'grad_norm') if tag in scalars
+    }
     few, generator = bench.crops.first(bench.plan.curve_crops), bench.generator()
     curve: dict[str, list[float]] = {'step': [], 'reward': [], 'held_out': [], 'psnr': []}
     files = {int(f.stem.rsplit('_', 1)[1]): f for f in experiment.glob('net_g_*.pth') if f.stem[-1].isdigit()}
@@ -71,9 +73,3 @@ def measure_cell(bench: Bench, cell: Cell) -> dict[str, Any]:
     sr = bench.crops.super_resolve(bench.generator(cell.name), bench.seed)
     images = bench.judges.measure(sr, bench.crops)
     return {'training': training, 'curve': curve, 'images': images}
-
-
-def _by_step(steps: list[float], values: list[float]) -> dict[str, list[float]]:
-    """Of a step that was done again after an interruption, the later value."""
-    last = dict(zip(steps, values))
-    return {'step': sorted(last), 'value': [last[step] for step in sorted(last)]}

@@ -22,7 +22,7 @@ from finpercep_plugin.report.bootstrap import Interval
 from finpercep_plugin.report.chart import COLOURS, Chart, svg
 from finpercep_plugin.visual import colour_map
 
-__all__ = ['Cell', 'Page', 'PictureRow', 'data_uri', 'map_legend']
+__all__ = ['Cell', 'Page', 'PictureRow', 'data_uri', 'map_legend', 'table_html']
 
 Cell = Union[str, int, float, Interval, None]
 
@@ -86,18 +86,7 @@ class Page:
         Raises:
             ValueError: a row of another length than `columns`.
         """
-        for row in rows:
-            if len(row) != len(columns):
-                raise ValueError(f'table {heading!r}: {len(columns)} columns, but a row of {len(row)}: {list(row)}')
-        head = ''.join(f'<th scope="col">{escape(c)}</th>' for c in columns)
-        body = ''.join(
-            f'<tr><th scope="row">{_cell(row[0], digits)}</th>'
-            + ''.join(f'<td>{_cell(cell, digits)}</td>' for cell in row[1:])
-            + '</tr>'
-            for row in rows
-        )
-        table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        return self._section(heading, table + _note(note))
+        return self._section(heading, table_html(columns, rows, digits, heading) + _note(note))
 
     def curves(self, heading: str, charts: Sequence[Chart], note: str = '') -> Page:
         """Line charts side by side where there is room."""
@@ -199,6 +188,25 @@ def _cell(cell: Cell, digits: int) -> str:
 
 def _signed(value: float, digits: int) -> str:
     return f'{value:.{digits}f}'.replace('-', '\u2212')
+
+
+def table_html(columns: Sequence[str], rows: Sequence[Sequence[Cell]], digits: int = 3, name: str = '') -> str:
+    """A table as HTML; see `Page.table`; `name` is for messages.
+
+    Raises:
+        ValueError: a row of another length than `columns`.
+    """
+    for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(f'table {name!r}: {len(columns)} columns, but a row of {len(row)}: {list(row)}')
+    head = ''.join(f'<th scope="col">{escape(c)}</th>' for c in columns)
+    body = ''.join(
+        f'<tr><th scope="row">{_cell(row[0], digits)}</th>'
+        + ''.join(f'<td>{_cell(cell, digits)}</td>' for cell in row[1:])
+        + '</tr>'
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def map_legend() -> str:

@@ -142,3 +142,23 @@ def test_bad_files_are_named(tmp_path):
         FinPercepRM.from_file(tmp_path / 'short.pth')
     with pytest.raises(ValueError, match='does not grow'):
         tiny(2).grow()
+
+
+@pytest.mark.parametrize('encoder', ['adapters', 'full', 'frozen'])
+def test_s_0_is_computed_where_it_is_asked_for_or_part_of_the_score(encoder, monkeypatch):
+    torch.manual_seed(0)
+    vit = {'size': 32, 'patch': 8, 'width': 32, 'depth': 3, 'heads': 2, 'stem': 8}
+    rms = {
+        h: FinPercepRM(backbone='small', vit=vit, encoder=encoder, score_head=h).eval() for h in ('paper', 'residual')
+    }
+    calls, base = [], FinPercepRM._base
+    monkeypatch.setattr(FinPercepRM, '_base', lambda self, *inputs: calls.append(1) or base(self, *inputs))
+    sr = torch.rand(2, 3, 32, 40)
+    with torch.no_grad():
+        for head, count in (('paper', 0), ('residual', 1)):
+            calls.clear()
+            score, degradation = rms[head](sr)
+            assert len(calls) == count
+            expected = rms[head].predict(sr)
+            assert torch.equal(score, expected[0]) and torch.equal(degradation, expected[1])
+            assert torch.equal(expected[2], rms[head].score_base(sr))

@@ -1,10 +1,12 @@
-"""Photos for commands that build sets."""
+"""Photos for commands that build sets; experiments."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.report.experiment.conftest import make_run, staged  # noqa: F401
 
 
 @pytest.fixture

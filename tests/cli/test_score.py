@@ -1,14 +1,16 @@
 import csv
+import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from finpercep_plugin import scoring
 from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 from finpercep_plugin.cli import score
-from finpercep_plugin.images import write_png
+from finpercep_plugin.images import read_image, write_png
+from finpercep_plugin.scoring.engine import Scorer
 
 
 @pytest.fixture(scope='module')
@@ -118,7 +120,7 @@ def test_usage_errors_exit_2_and_write_nothing(rm_file, pictures, tmp_path, caps
     )
     assert code == 2
     assert message in capsys.readouterr().err
-    assert not list(tmp_path.glob('s.csv*'))
+    assert not list(tmp_path.glob('s.*'))
 
 
 @pytest.mark.parametrize('wrong', [['--batch', '0'], ['--top', '2'], ['--limit', '-1'], ['--nonsense']])
@@ -129,22 +131,28 @@ def test_wrong_options_exit_2(rm_file, wrong, capsys):
     assert wrong[0] in capsys.readouterr().err
 
 
-def test_an_interrupt_keeps_the_rows_so_far(rm_file, pictures, tmp_path, monkeypatch, capsys):
-    forward = scoring.Scorer._batch
-    calls = []
+def test_an_interrupt_keeps_what_is_scored(rm_file, pictures, tmp_path, monkeypatch, capsys):
+    for i in range(40):
+        write_png(pictures / f'more{i:02d}.png', np.full((24, 32), i, np.uint8))
+    window, calls = Scorer._window, []
 
-    def interrupted(self, group):
-        calls.append(group)
+    def interrupted(self, items):
+        calls.append(items)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return forward(self, group)
+        return window(self, items)
 
-    monkeypatch.setattr(scoring.Scorer, '_batch', interrupted)
-    code = score.main([str(pictures), '--rm', str(rm_file), '--batch', '1', '--out', str(tmp_path / 's.csv')])
-    assert code == 130
-    assert list(read(tmp_path / 's.csv.part')) == ['alpha.png', 'rgb.png']
+    monkeypatch.setattr(Scorer, '_window', interrupted)
+    args = [str(pictures), '--rm', str(rm_file), '--out', str(tmp_path / 's.csv'), '--threads', '1']
+    assert score.main(args) == 130
+    assert 'interrupted; what is scored is in' in capsys.readouterr().err
     assert not (tmp_path / 's.csv').exists()
-    assert 's.csv.part' in capsys.readouterr().err
+    assert len((tmp_path / 's.cache/0of1.jsonl').read_text().splitlines()) == 32
+    monkeypatch.setattr(Scorer, '_window', window)
+    assert score.main(args) == 0
+    assert '44 of 44 images scored, 32 of them before' in capsys.readouterr().out
+    keys = [json.loads(line)['key'] for line in (tmp_path / 's.cache/0of1.jsonl').read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 44
 
 
 def test_an_rm_0_says_that_it_has_no_map(pictures, tmp_path, capsys):
@@ -152,3 +160,156 @@ def test_an_rm_0_says_that_it_has_no_map(pictures, tmp_path, capsys):
     assert score.main([str(pictures), '--rm', str(tmp_path / 'rm_0.pth'), '--out', str(tmp_path / 's.csv')]) == 0
     assert 'RM_0, which has no map' in capsys.readouterr().err
     assert {row['map_max'] for row in read(tmp_path / 's.csv').values()} == {'0.000000'}
+
+
+@pytest.fixture
+def methods(tmp_path):
+    """Two methods of three pictures, their ground truth and inputs; one method lacks a picture, one gt has no sr."""
+    rng = np.random.default_rng(1)
+    for name in ('a', 'b', 'c', 'd'):
+        gt = np.kron(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+        write_png(tmp_path / 'gt' / f'{name}.png', gt)
+        write_png(tmp_path / 'lq' / f'{name}x4.png', gt[::4, ::4])
+        for method, noise in (('ours', 5), ('theirs', 25)):
+            if name != 'd' and (method, name) != ('theirs', 'c'):
+                noisy = (gt + rng.normal(0, noise, gt.shape)).clip(0, 255).astype(np.uint8)
+                write_png(tmp_path / method / f'{name}_{method}.png', noisy)
+    return tmp_path
+
+
+def compared(methods, rm_file, *more, out='t.csv'):
+    return score.main(
+        [
+            *('--methods', str(methods / 'ours'), str(methods / 'theirs'), '--gt', str(methods / 'gt')),
+            *('--lq', str(methods / 'lq'), '--sr-name', '{stem}_{method}', '--lq-name', '{stem}x4'),
+            *('--rm', str(rm_file), '--out', str(methods / out), '--device', 'cpu', *more),
+        ]
+    )
+
+
+def test_methods_are_compared_in_every_format(rm_file, methods, capsys):
+    pytest.importorskip('pyiqa')
+    formats = ('csv', 'jsonl', 'md', 'tex', 'html')
+    code = compared(
+        methods, rm_file, '--metrics', 'psnr', 'sharp=Sharpness', '--protocol', 'seesr', '--formats', *formats
+    )
+    assert code == 0
+    told = capsys.readouterr()
+    assert '5 of 5 images scored' in told.out
+    assert 'not in theirs: c' in told.err and 'gt without sr: d' in told.err
+    with open(methods / 't.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [(r['method'], r['path']) for r in rows] == [
+        ('ours', 'a_ours.png'),
+        ('theirs', 'a_theirs.png'),
+        ('ours', 'b_ours.png'),
+        ('theirs', 'b_theirs.png'),
+        ('ours', 'c_ours.png'),
+    ]
+    assert list(rows[0])[3:] == ['height', 'score', 'map_mean', 'map_max', 'psnr', 'sharp', 'error']
+    assert float(rows[0]['psnr']) > float(rows[1]['psnr']) + 8
+    lines = [json.loads(line) for line in (methods / 't.jsonl').read_text().splitlines()]
+    assert (lines[0]['protocol'], lines[0]['gt'], lines[0]['lq']) == ('seesr', 'a.png', 'ax4.png')
+    record = json.loads((methods / 't.run.json').read_text())
+    assert record['protocol']['metrics']['psnr']['options']['color_space'] == 'ycbcr'
+    assert re.search(r'FinPercepRM rm_2.pth@[0-9a-f]{16}', record['metrics'][0]['version'])
+    assert record['unmatched'] == {'not in theirs': ['c'], 'gt without sr': ['d'], 'lq without sr': ['d']}
+    assert '| theirs | 2 |' in (methods / 't.md').read_text()
+    assert '\\begin{tabular}{lrrrrr}' in (methods / 't.tex').read_text()
+    page = (methods / 't.html').read_text()
+    assert 'Differences from ours' in page and page.count('class="map"') == 5
+
+
+def test_another_format_later_scores_nothing_again(rm_file, methods, capsys):
+    assert compared(methods, rm_file) == 0
+    journal = methods / 't.cache/0of1.jsonl'
+    before = journal.read_bytes()
+    assert compared(methods, rm_file, '--formats', 'csv', 'md', '--baseline', 'theirs') == 0
+    assert journal.read_bytes() == before
+    assert '5 of them before' in capsys.readouterr().out
+    assert 'Differences from theirs' in (methods / 't.md').read_text()
+    assert compared(methods, rm_file, '--fresh') == 0
+    assert len(journal.read_bytes().splitlines()) == 5
+
+
+def test_gt_that_is_missing_is_an_error_of_the_row(rm_file, methods, capsys):
+    pytest.importorskip('pyiqa')
+    (methods / 'gt/b.png').unlink()
+    assert compared(methods, rm_file, '--metrics', 'psnr') == 1
+    with open(methods / 't.csv', newline='') as file:
+        rows = {row['path']: row for row in csv.DictReader(file)}
+    assert rows['b_ours.png']['error'] == 'no gt of this name' and rows['b_ours.png']['psnr'] == ''
+    assert rows['b_ours.png']['score'] and not rows['a_ours.png']['error']
+    assert 'without gt: b' in capsys.readouterr().err
+
+
+def test_on_error_fail_stops_and_writes_no_table(rm_file, methods, capsys):
+    (methods / 'ours/a_ours.png').write_bytes(b'no picture')
+    assert compared(methods, rm_file, '--on-error', 'fail') == 1
+    assert 'skipped ours/a_ours.png: cannot be read' in capsys.readouterr().err
+    assert not (methods / 't.csv').exists()
+    assert compared(methods, rm_file, '--on-error', 'skip') == 1
+    assert (methods / 't.csv').exists()
+
+
+def test_a_dry_run_says_what_it_would_do(rm_file, methods, capsys):
+    pytest.importorskip('pyiqa')
+    assert compared(methods, rm_file, '--dry-run', '--metrics', 'psnr', '--limit', '2', '--formats', 'html') == 0
+    told = capsys.readouterr().out
+    assert 'ours: 2\ntheirs: 2' in told
+    assert re.search(r'psnr: pyiqa \S+ psnr \(sizes refuse\), needs gt; 4 of 4 to score', told)
+    assert f'would write {methods / "t.html"}' in told
+    assert not list(methods.glob('t.*'))
+
+
+def test_maps_of_methods_go_into_their_folders(rm_file, methods):
+    assert compared(methods, rm_file, '--maps', str(methods / 'maps')) == 0
+    made = sorted(p.relative_to(methods / 'maps').as_posix() for p in (methods / 'maps').rglob('*') if p.is_file())
+    assert made[0] == 'ours/a_ours.png.map.png' and len(made) == 5
+    assert read_image(methods / 'maps/ours/a_ours.png.map.png').shape == (48 + 16, 48, 3)
+
+
+def test_offline_looks_up_no_name(rm_file, pictures, tmp_path, monkeypatch, capsys):
+    import socket
+
+    pytest.importorskip('pyiqa')
+    monkeypatch.setattr(socket, 'getaddrinfo', socket.getaddrinfo)  # put back afterwards
+    for name in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_DATASETS_OFFLINE'):
+        monkeypatch.setenv(name, '0')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'hub'))
+    args = [str(pictures), '--metrics', 'niqe', '--offline', '--out', str(tmp_path / 's.csv')]
+    code = score.main(args)
+    with pytest.raises(OSError, match='--offline: example.org is not asked'):
+        socket.getaddrinfo('example.org', 443)
+    assert code == 2 and '--metrics niqe: pyiqa niqe: weights' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        (['--metrics', 'psnr'], '--metrics psnr: give --gt, which is needed'),
+        (['--metrics', 'CLIPScore'], '--metrics CLIPScore: give --prompt, which is needed'),
+        (['--metrics', 'pnsr'], "did you mean 'psnr'"),
+        (['--protocol', 'sesr'], "did you mean 'seesr'"),
+        (['--out', 's.xlsx'], 'expected a name that ends in .csv, .jsonl, .md, .tex, .html, got .xlsx'),
+        (['--baseline', 'x'], "no method 'x'"),
+        (['--methods', 'x'], 'expected either INPUT or --methods'),
+        (['--gt', 'empty'], '--gt: no images in'),
+        (['--gt-name', 'x'], '--gt-name: expected a name with {stem} once'),
+    ],
+)
+def test_more_usage_errors(rm_file, pictures, tmp_path, monkeypatch, capsys, more, message):
+    pytest.importorskip('pyiqa')
+    (tmp_path / 'empty').mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert score.main([str(pictures), '--rm', str(rm_file), '--device', 'cpu', *more]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob('s*'))
+
+
+def test_something_has_to_be_measured(pictures, capsys):
+    assert score.main([str(pictures)]) == 2
+    assert 'nothing to measure: give --rm, --metrics, or both' in capsys.readouterr().err
+    assert score.main([str(pictures), '--metrics', 'Sharpness', '--maps', 'm']) == 2
+    assert '--maps needs --rm' in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from finpercep_plugin.quickstart.page import read_scalars
+from finpercep_plugin.report.experiment.events import read_scalars
 
 basicsr = pytest.importorskip('basicsr')
 pytestmark = pytest.mark.slow

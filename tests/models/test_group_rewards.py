@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from finpercep_plugin.quickstart.page import read_scalars
+from finpercep_plugin.report.experiment.events import read_scalars
 from finpercep_plugin.train import train_pipeline
 
 pytest.importorskip('basicsr')

@@ -1,9 +1,10 @@
+import json
 import re
 from xml.etree import ElementTree
 
 import pytest
 
-from finpercep_plugin.report.chart import Chart, smooth, svg, ticks
+from finpercep_plugin.report.chart import Chart, Mark, smooth, svg, ticks
 
 
 def points(text):
@@ -50,3 +51,32 @@ def test_long_series_are_thinned_and_keep_their_end():
 def test_series_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match='2 x and 1 y'):
         svg(Chart('t', {'a': ([0, 1], [0.0])}))
+
+
+def test_marks_of_their_own_colours_and_labels_that_do_not_overlap():
+    marks = [Mark(0, 'RM_0'), Mark(1, 'RM_1', '#123456'), Mark(99, 'RM_2'), Mark(50)]
+    root = ElementTree.fromstring(svg(Chart('t', {'a': ([0, 100], [0.0, 1.0])}, marks=marks)))
+    places = [float(t.attrib['x']) for t in root.iter('text') if (t.text or '').startswith('RM_')]
+    assert len(places) == 3 and places[0] + 30 < places[1] and places[1] + 30 < places[2] < 400 - 30
+    assert [line.attrib['stroke'] for line in root.iter('line') if line.attrib.get('stroke-dasharray') == '4 4'] == [
+        '#8a919c',
+        '#123456',
+        '#8a919c',
+        '#8a919c',
+    ]
+
+
+def test_levels_are_always_inside():
+    text = svg(Chart('t', {'a': ([0, 1], [0.0, 0.1])}, levels={'warn <': -5.0}))
+    level = next(
+        line for line in ElementTree.fromstring(text).iter('line') if line.attrib.get('stroke-dasharray') == '2 3'
+    )
+    assert 24 < float(level.attrib['y1']) < 260 - 44 and 'warn &lt;' in text
+
+
+def test_numbers_can_be_read_off():
+    chart = Chart('t', {'<a>': ([0, 10], [1 / 3, float('nan')]), 'b': ([0, 10], [2.0, 3.0])}, readout=True)
+    root = ElementTree.fromstring(svg(chart))
+    assert json.loads(root.attrib['data-lines']) == {'<a>': [[0, 0.3333]], 'b': [[0, 2], [10, 3]]}
+    assert json.loads(root.attrib['data-axis']) == [66, 384, 24, 216, 0, 10]
+    assert 'data-lines' not in svg(Chart('t', chart.series))

@@ -1,0 +1,1 @@
+"""A BasicSR experiment, running or over, as one page to look at."""
