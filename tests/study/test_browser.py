@@ -280,3 +280,24 @@ def test_the_static_export_needs_no_server(browser, make, tmp_path):
     votes = read_answers([answers], session.study, session.store)
     assert len(json.loads(answers.read_text())['answers']) == session.length
     assert len(vote_rows(session.study, session.store, votes)) == session.length
+
+
+def test_a_picture_that_fails_or_never_comes_is_asked_for_again(browser, served):
+    session, server = served
+    page = browser.new_page()
+    page.goto(server.link)
+    met = []
+
+    def hold(route):
+        met.append(route.request.url)
+        if len(met) == 1:
+            route.abort()
+        elif len(met) > 2:
+            route.continue_()  # the second is never answered
+
+    page.route('**/b.png*', hold)
+    page.click('#agree')
+    page.click('#start')
+    page.wait_for_selector('#choose-a:not([disabled])', timeout=60_000)
+    assert len(met) >= 3 and any('again=' in url for url in met)
+    page.close()

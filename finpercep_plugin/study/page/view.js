@@ -1,6 +1,7 @@
 // Pictures in panes that zoom and pan as one. Measures are in pixels of the results; lq is stretched to their size.
 
 const LEVELS = [0.125, 0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64];
+const PATIENCE = 20000; // ms for a picture to come
 const KEEP = 0.5; // of the pane's middle, this far out a picture may be drawn
 
 export class View {
@@ -149,17 +150,29 @@ function clamp(value, length, half) {
   return 2 * half >= length ? length / 2 : Math.min(length - half, Math.max(half, value));
 }
 
-// Resolves once the picture can be drawn; tries again, ever more rarely, while it cannot be had.
+// Resolves once the picture can be drawn; tries again, ever more rarely, while it cannot be had or does not come.
 function loaded(image, source, retry) {
   return new Promise(resolve => {
-    let tries = 0;
-    image.onload = () => resolve();
-    image.onerror = () => {
-      retry();
-      setTimeout(() => { image.src = source + (source.startsWith('/') ? `?again=${++tries}` : ''); },
-                 Math.min(8000, 300 * 2 ** Math.min(tries, 5)));
+    let tries = 0, timer;
+    const load = () => {
+      clearTimeout(timer);
+      timer = setTimeout(again, PATIENCE);
+      image.src = source + (tries && source.startsWith('/') ? `?again=${tries}` : '');
+      if (image.complete && image.naturalWidth) done();
     };
-    image.src = source;
-    if (image.complete && image.naturalWidth) resolve();
+    const done = () => {
+      clearTimeout(timer);
+      image.onload = image.onerror = null;
+      resolve();
+    };
+    const again = () => {
+      retry();
+      tries += 1;
+      clearTimeout(timer);
+      timer = setTimeout(load, Math.min(8000, 300 * 2 ** Math.min(tries, 5)));
+    };
+    image.onload = done;
+    image.onerror = again;
+    load();
   });
 }
