@@ -118,7 +118,7 @@ def bradley_terry_intervals(
 
 
 def agreement(
-    votes: Sequence[tuple[object, object, str]], level: float = 0.95, draws: int = 1000, seed: int = 0
+    votes: Sequence[tuple[object, object, str]], level: float = 0.95, draws: int = 500, seed: int = 0
 ) -> Interval | None:
     """Krippendorff's alpha of nominal answers, with a bootstrap interval over the comparisons.
 

@@ -32,17 +32,15 @@ def test_schedules_differ_between_raters_and_seeds():
 
 def simulate(study, raters, leaving=()):
     """Raters in turn, trial by trial; those who leave stop after their third trial, which goes to others."""
-    mine = {rater: [] for rater in range(1, raters + 1)}
+    mine, tallies = {rater: [] for rater in range(1, raters + 1)}, {}
     for _ in range(study.settings.trials):
         for rater, placed in mine.items():
             if rater in leaving and len(placed) >= 3:
                 continue
-            tallies = {}
-            for other in mine.values():
-                for p in other:
-                    t = tallies.get(p.cell, Tally())
-                    tallies[p.cell] = Tally(t.count + 1, t.first_left + (p.a == p.cell.first))
-            placed.append(choose(study, tallies, placed, rater))
+            p = choose(study, tallies, placed, rater)
+            t = tallies.get(p.cell, Tally())
+            tallies[p.cell] = Tally(t.count + 1, t.first_left + (p.a == p.cell.first))
+            placed.append(p)
     return mine
 
 

@@ -134,8 +134,8 @@ class Study {
     at('text').hidden = true;
     at('trial').hidden = false;
     this.screen.progress(this.state.done + this.queue.waiting.length, this.state.total);
-    for (const later of ahead) for (const source of [later.lq, later.a, later.b]) new Image().src = source;
     await this.screen.show(trial, this.state.questions, this.state.min_seconds);
+    for (const later of ahead) for (const source of [later.lq, later.a, later.b]) new Image().src = source;
   }
 
   answered(trial, answers) {
