@@ -80,6 +80,7 @@ def test_pictures_zoom_and_move_as_one_down_to_single_pixels(page, served):
     session, _ = served
     assert len(set(map(tuple, boxes(page)))) == 1
     stage = page.locator('.pane[data-role="b"] .stage').bounding_box()
+    assert stage['height'] > 400  # of 600: the pictures have the room
     middle = stage['x'] + stage['width'] / 2, stage['y'] + stage['height'] / 2
     page.mouse.move(*middle)
     for _ in range(30):
