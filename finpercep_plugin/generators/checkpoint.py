@@ -32,7 +32,7 @@ def read_weights(path: Union[str, Path], what: str) -> Dict[str, Any]:
         raise FileNotFoundError(f'weights of {what}: no file {file.absolute()}{hint}')
     try:
         data = unpickle(file)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
         raise ValueError(f'weights of {what}: {file.absolute()} cannot be read: {error}') from error
     if not isinstance(data, dict) or not isinstance(data.get('params'), dict):
         found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
@@ -46,7 +46,7 @@ def unpickle(file: Path) -> Any:
     Tensors are mapped, not read, where that can be: copy those that are changed, or that outlive the file.
 
     Raises:
-        RuntimeError, EOFError, ValueError, pickle.UnpicklingError: whatever a damaged file leads to.
+        RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError: whatever a damaged file leads to.
     """
     try:
         return torch.load(file, map_location='cpu', weights_only=True, mmap=True)

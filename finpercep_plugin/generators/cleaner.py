@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import textwrap
 from pathlib import Path
 from typing import Any, Union
 
@@ -11,7 +13,10 @@ from torch import nn
 
 from finpercep_plugin.generators.released import find_file, read_file
 
-__all__ = ['Cleaner', 'load_cleaner']
+__all__ = ['Cleaner', 'load_cleaner', 'load_described']
+
+_NOT_OPENED = (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError)
+"""What spandrel's architectures raise for tensors that look like theirs but do not fit."""
 
 
 class Cleaner(nn.Module):
@@ -44,22 +49,49 @@ def load_cleaner(path: Union[str, Path], what: str) -> Cleaner:
         what: whose, for messages.
 
     Raises:
+        ImportError, FileNotFoundError, ValueError: see `load_described`.
+    """
+    return Cleaner(load_described(path, what, 'cleaner')).eval()
+
+
+def load_described(path: Union[str, Path], what: str, kind: str) -> Any:
+    """spandrel's descriptor of the network in a file, from RGB to RGB, on the CPU; no code in the file is run.
+
+    Args:
+        path: a file, or 'org/name/file' on the hub.
+        what: whose, for messages.
+        kind: the word for the file in messages.
+
+    Raises:
         ImportError: spandrel is not installed.
         FileNotFoundError: no such file.
-        ValueError: not a network that spandrel knows, not from RGB to RGB, or tensors that do not fit it.
+        ValueError: not a file of weights alone, no network that spandrel knows, not from RGB to RGB, or tensors that do
+            not fit it.
     """
     try:
         import spandrel
     except ImportError as error:
-        raise ImportError(f"{what}: its cleaner needs spandrel: pip install 'finpercep_plugin[generators]'") from error
-    file = find_file(path, what, 'cleaner')
+        raise ImportError(f"{what}: needs spandrel: pip install 'finpercep_plugin[generators]'") from error
+    file = find_file(path, what, kind)
     state = spandrel.canonicalize_state_dict(read_file(file, what))
     try:
-        described = spandrel.ModelLoader().load_from_state_dict(dict(state))
-    except (spandrel.UnsupportedModelError, RuntimeError, KeyError, ValueError) as error:
-        reason = str(error) or 'of no architecture that it knows'
+        described = spandrel.ModelLoader(registry=_architectures()).load_from_state_dict(dict(state))
+    except (spandrel.UnsupportedModelError, *_NOT_OPENED) as error:
+        reason = textwrap.shorten(str(error), 300) or 'of no architecture that it knows'
         raise ValueError(f'{what}: {file.absolute()} is no network that spandrel opens: {reason}') from error
     channels = described.input_channels, described.output_channels
     if channels != (3, 3) or not isinstance(described, spandrel.ImageModelDescriptor):
         raise ValueError(f'{what}: {file.absolute()} must map RGB to RGB, this one maps {channels[0]} to {channels[1]}')
-    return Cleaner(described).eval()
+    return described
+
+
+def _architectures() -> Any:
+    """spandrel's, and those of spandrel_extra_arches where that is installed."""
+    from spandrel import MAIN_REGISTRY
+
+    registry = MAIN_REGISTRY.copy()
+    if importlib.util.find_spec('spandrel_extra_arches') is not None:
+        from spandrel_extra_arches import EXTRA_REGISTRY
+
+        registry.add(*EXTRA_REGISTRY, ignore_duplicates=True)
+    return registry

@@ -149,9 +149,11 @@ def read_file(file: Union[str, Path], what: str) -> Dict[str, Any]:
 
             return load_file(file)
         data = unpickle(file)
-    except (OSError, ImportError, MemoryError):
+    except (ImportError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged pickle leads to
+        if isinstance(error, OSError) and error.filename is not None:  # torch's own, of a file cut short, name none
+            raise
         raise ValueError(
             f'{what}: {file.absolute()} cannot be read as tensors and plain values alone ({_reason(error)}); if it '
             'holds objects of a training framework, save its state dict by itself'

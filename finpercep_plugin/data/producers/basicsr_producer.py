@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
-import numpy as np
-
-from finpercep_plugin.data.producers.torch_tools import single_thread, to_tensor, to_uint8
+from finpercep_plugin.data.producers.base import Produced, Request
+from finpercep_plugin.data.producers.torch_tools import check_weights, run
+from finpercep_plugin.generators.released import read_file
 from finpercep_plugin.integrations.basicsr import require
 from finpercep_plugin.registry import PRODUCERS
 
@@ -20,7 +20,7 @@ class BasicSRProducer:
 
     Args:
         network: its `network_g` section: `type` and constructor options.
-        weights: the .pth file.
+        weights: the .pth or .safetensors file.
         param_key: entry of the file that holds the weights; null takes params_ema, params, or the file itself,
             whichever is there first.
         device: 'cpu' or 'cuda'.
@@ -34,10 +34,7 @@ class BasicSRProducer:
     FILES = ('weights',)
 
     def __init__(self, network: dict[str, Any], weights: Path, param_key: str | None = None, device: str = 'cpu'):
-        import torch
-
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f'weights: no such file: {weights}')
+        check_weights(weights)
         require()
         from basicsr.archs import build_network
 
@@ -45,10 +42,7 @@ class BasicSRProducer:
             self.network = build_network(dict(network))
         except (KeyError, TypeError) as error:
             raise ValueError(f'network: BasicSR cannot build {network}: {error}') from error
-        try:
-            state = torch.load(weights, map_location='cpu', weights_only=True)
-        except Exception as error:  # torch raises a dozen types for a broken file; each means the same to the user
-            raise ValueError(f'weights: {weights} is not a readable weight file: {error}') from error
+        state = read_file(weights, 'weights')
         try:
             self.network.load_state_dict(_parameters(state, param_key))
         except (RuntimeError, KeyError, TypeError) as error:
@@ -56,11 +50,9 @@ class BasicSRProducer:
         self.network.eval().requires_grad_(False).to(device)
         self.device, self.record = device, {'network': network.get('type'), 'weights': Path(weights).name}
 
-    def __call__(self, lq: np.ndarray, scale: int, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
-        """lq (h, w, 3) uint8 -> sr (h * scale, w * scale, 3) uint8; draws nothing."""
-        with single_thread():
-            sr = to_uint8(self.network(to_tensor(lq, self.device)))
-        return sr, dict(self.record)
+    def __call__(self, requests: Sequence[Request], scale: int) -> list[Produced]:
+        """All lq in one batch; draws nothing."""
+        return [Produced(sr, dict(self.record)) for sr in run(self.network, requests, self.device)]
 
 
 def _parameters(state: dict[str, Any], key: str | None) -> dict[str, Any]:

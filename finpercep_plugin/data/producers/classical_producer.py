@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import numpy as np
 from PIL import Image
 
 from finpercep_plugin.data.producers.artifacts import ARTIFACTS
+from finpercep_plugin.data.producers.base import Produced, Request
 from finpercep_plugin.registry import PRODUCERS, nearest
 
 __all__ = ['ClassicalProducer']
@@ -51,8 +54,11 @@ class ClassicalProducer:
             raise ValueError(f'strength: expected 0 <= lowest <= highest <= 1, got {strength}')
         self.number, self.strength = number, strength
 
-    def __call__(self, lq: np.ndarray, scale: int, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
-        """lq (h, w, 3) uint8 -> sr (h * scale, w * scale, 3) uint8 and {upsampler, artifacts}."""
+    def __call__(self, requests: Sequence[Request], scale: int) -> list[Produced]:
+        """Each by itself; the records are {upsampler, artifacts}."""
+        return [Produced(*self._draw(request.lq, scale, request.rng)) for request in requests]
+
+    def _draw(self, lq: np.ndarray, scale: int, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
         names, p = self.upsamplers
         upsampler = names[rng.choice(len(names), p=p)]
         size = lq.shape[1] * scale, lq.shape[0] * scale

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Sequence
 
 from finpercep_plugin.config import build
-from finpercep_plugin.data.producers.torch_tools import single_thread, to_tensor, to_uint8
+from finpercep_plugin.data.producers.base import Produced, Request
+from finpercep_plugin.data.producers.torch_tools import check_weights, run
 from finpercep_plugin.generators.released import is_hub_id
 from finpercep_plugin.registry import GENERATORS, PRODUCERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ['GeneratorProducer']
 
@@ -42,8 +44,8 @@ class GeneratorProducer:
         guidance: float | None = None,
         device: str = 'cpu',
     ):
-        if not Path(weights).exists() and not is_hub_id(weights):
-            raise FileNotFoundError(f'weights: no such file: {weights}')
+        if not Path(weights).is_dir() and not is_hub_id(weights):
+            check_weights(weights)
         self.generator = _load(generator, weights)
         self.generator.eval().requires_grad_(False).to(device)
         self.steps, self.guidance, self.device = steps, guidance, device
@@ -54,16 +56,17 @@ class GeneratorProducer:
             'guidance': guidance,
         }
 
-    def __call__(self, lq: np.ndarray, scale: int, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
-        """lq (h, w, 3) uint8 -> sr (h * scale, w * scale, 3) uint8; the record holds the key of the noise."""
+    def __call__(self, requests: Sequence[Request], scale: int) -> list[Produced]:
+        """All lq in one batch; each record holds the key of its noise."""
         from finpercep_plugin.rollout import sample_images
 
-        key = int(rng.integers(2**62))
-        with single_thread():
-            image = to_tensor(lq, self.device)
-            sampler = {'steps': self.steps, 'guidance': self.guidance}
-            sr = to_uint8(sample_images(self.generator, image, [0], key, 'producer', **sampler))
-        return sr, {**self.record, 'noise_key': key}
+        keys = [int(request.rng.integers(2**62)) for request in requests]
+
+        def sample(lq: Tensor) -> Tensor:
+            return sample_images(self.generator, lq, keys, 0, 'producer', steps=self.steps, guidance=self.guidance)
+
+        made = zip(run(sample, requests, self.device), keys)
+        return [Produced(sr, {**self.record, 'noise_key': key}) for sr, key in made]
 
 
 def _load(section: dict[str, Any], weights: str | Path) -> Any:

@@ -1,16 +1,43 @@
-"""What producers with networks share: arrays to tensors and back, on one thread."""
+"""What producers with networks share: a batch of requests in, pictures out, on one thread."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Iterator, Sequence
 
 import numpy as np
+
+from finpercep_plugin.data.producers.base import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ['single_thread', 'to_tensor', 'to_uint8']
+__all__ = ['check_weights', 'run', 'single_thread', 'to_pictures', 'to_tensor', 'to_uint8']
+
+
+def check_weights(path: str | Path) -> Path:
+    """
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'weights: no such file: {path}')
+    return Path(path)
+
+
+def run(network: Callable[[Tensor], Tensor], requests: Sequence[Request], device: str) -> list[np.ndarray]:
+    """sr of each request, (H, W, 3) uint8, from one call of the network.
+
+    Args:
+        network: (B, 3, h, w) RGB in [0, 1] -> (B, 3, H, W), about [0, 1].
+        requests: with lq of one size.
+        device: where the network is.
+    """
+    import torch
+
+    with single_thread():
+        return to_pictures(network(torch.cat([to_tensor(request.lq, device) for request in requests])))
 
 
 @contextlib.contextmanager
@@ -34,7 +61,13 @@ def to_tensor(image: np.ndarray, device: str = 'cpu') -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(device).float().div(255)[None]
 
 
+def to_pictures(images: Tensor) -> list[np.ndarray]:
+    """(B, 3, H, W) -> B arrays (H, W, 3) uint8, clipped."""
+    array = images.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return list(array)
+
+
 def to_uint8(image: Tensor) -> np.ndarray:
     """(1, 3, H, W) -> (H, W, 3) uint8, clipped."""
-    array = image[0].float().clamp(0, 1).mul(255).round().byte().cpu().numpy()
-    return np.ascontiguousarray(array.transpose(1, 2, 0))
+    (picture,) = to_pictures(image)
+    return picture

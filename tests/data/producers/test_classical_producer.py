@@ -6,6 +6,7 @@ from finpercep_plugin.data.producers.artifacts import ARTIFACTS
 from finpercep_plugin.data.producers.classical_producer import ClassicalProducer
 
 from ..conftest import make_photo
+from .conftest import wanted
 
 
 @pytest.fixture
@@ -50,17 +51,27 @@ def test_stairs_at_full_strength_repeat_pixels():
 def test_without_artifacts_it_is_the_upsampler():
     lq = make_photo(2, 8, 10)
     producer = ClassicalProducer(upsamplers={'lanczos': 1}, number=(0, 0))
-    sr, record = producer(lq, 4, np.random.default_rng(0))
-    assert np.array_equal(sr, np.asarray(Image.fromarray(lq).resize((40, 32), Image.Resampling.LANCZOS)))
-    assert record == {'upsampler': 'lanczos', 'artifacts': []}
+    (made,) = producer([wanted(lq)], 4)
+    assert np.array_equal(made.sr, np.asarray(Image.fromarray(lq).resize((40, 32), Image.Resampling.LANCZOS)))
+    assert made.record == {'upsampler': 'lanczos', 'artifacts': []} and made.lq is None
+
+
+def test_a_request_gets_the_same_in_any_company():
+    producer = ClassicalProducer(number=(1, 3))
+    pictures = [make_photo(seed, 8, 10) for seed in range(4)]
+    together = producer([wanted(lq, seed) for seed, lq in enumerate(pictures)], 4)
+    for seed, made in enumerate(together):
+        (alone,) = producer([wanted(pictures[seed], seed)], 4)
+        assert np.array_equal(alone.sr, made.sr) and alone.record == made.record
+    assert len({str(made.record) for made in together}) == 4
 
 
 def test_the_record_says_what_was_done():
     producer = ClassicalProducer(artifacts={'jpeg': 1, 'noise': 1}, number=(2, 2), strength=(0.2, 0.4))
-    sr, record = producer(make_photo(2, 8, 8), 4, np.random.default_rng(0))
-    assert sr.shape == (32, 32, 3) and sr.dtype == np.uint8
-    assert {a['kind'] for a in record['artifacts']} == {'jpeg', 'noise'}
-    assert all(0.2 <= a['strength'] <= 0.4 for a in record['artifacts'])
+    (made,) = producer([wanted(make_photo(2, 8, 8))], 4)
+    assert made.sr.shape == (32, 32, 3) and made.sr.dtype == np.uint8
+    assert {a['kind'] for a in made.record['artifacts']} == {'jpeg', 'noise'}
+    assert all(0.2 <= a['strength'] <= 0.4 for a in made.record['artifacts'])
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,10 @@ import torch
 from finpercep_plugin.config import ConfigError
 from finpercep_plugin.data.fgr_options import BuildOptions, build_producers, identity
 
-from ..conftest import make_photo
+from .conftest import close, one, wanted
 
 NETWORK = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1, 'upscale': 4}
 TINY = {'base_channels': 8}
-
-
-@pytest.fixture
-def lq():
-    return make_photo(0, 8, 12)
 
 
 @pytest.fixture
@@ -33,19 +28,19 @@ def edsr(tmp_path):
     return network, path
 
 
-def one(section):
-    _, _, (producer,) = build_producers(BuildOptions(producers=[section]))
-    return producer
-
-
-def test_basicsr_network_gives_what_the_network_gives(edsr, lq):
+def test_basicsr_network_gives_what_the_network_gives(edsr, lqs):
     network, path = edsr
-    sr, record = one({'type': 'basicsr', 'network': NETWORK, 'weights': str(path)})(lq, 4, np.random.default_rng(0))
-    with torch.no_grad():
-        expected = network(torch.from_numpy(lq).permute(2, 0, 1)[None].float() / 255)
-    expected = expected[0].clamp(0, 1).mul(255).round().permute(1, 2, 0).numpy()
-    assert sr.shape == (32, 48, 3) and np.abs(sr - expected).max() <= 1
-    assert record == {'network': 'EDSR', 'weights': 'edsr.pth'}
+    producer = one({'type': 'basicsr', 'network': NETWORK, 'weights': str(path)})
+    calls = []
+    producer.network.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    together = producer([wanted(lq) for lq in lqs], 4)
+    assert calls == [3]
+    for lq, made in zip(lqs, together):
+        with torch.no_grad():
+            expected = network(torch.from_numpy(lq).permute(2, 0, 1)[None].float() / 255)
+        expected = expected[0].clamp(0, 1).mul(255).round().permute(1, 2, 0).numpy()
+        assert made.sr.shape == (32, 48, 3) and made.sr.dtype == np.uint8 and close(made.sr, expected)
+        assert made.record == {'network': 'EDSR', 'weights': 'edsr.pth'} and made.lq is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +61,7 @@ def test_basicsr_producer_refuses_what_does_not_fit(edsr, change, message):
 def test_a_truncated_weight_file_is_named(edsr, tmp_path):
     half = tmp_path / 'half.pth'
     half.write_bytes(edsr[1].read_bytes()[:-500])
-    with pytest.raises(ConfigError, match=r'half\.pth is not a readable weight file'):
+    with pytest.raises(ConfigError, match=r'weights: .*half\.pth cannot be read as tensors'):
         one({'type': 'basicsr', 'network': NETWORK, 'weights': str(half)})
 
 
@@ -98,14 +93,20 @@ def test_generator_gives_what_its_sampler_gives(generator_file, lq):
 
     generator, path = generator_file
     producer = one({'type': 'generator', 'generator': {'type': 'TinyDiffusion'}, 'weights': str(path)})
-    sr, record = producer(lq, 4, np.random.default_rng(0))
-    again, _ = producer(lq, 4, np.random.default_rng(0))
-    other, _ = producer(lq, 4, np.random.default_rng(1))
-    noise = keyed_randn((3, 32, 48), [0], record['noise_key'], 'producer')
+    (made,) = producer([wanted(lq)], 4)
+    noise = keyed_randn((3, 32, 48), [made.record['noise_key']], 0, 'producer')
     expected = super_resolve(generator.eval(), torch.from_numpy(lq).permute(2, 0, 1)[None].float() / 255, noise)
-    expected = expected[0].mul(255).round().permute(1, 2, 0).numpy()
-    assert np.abs(sr - expected).max() <= 1
-    assert np.array_equal(sr, again) and not np.array_equal(sr, other)
+    assert close(made.sr, expected[0].mul(255).round().permute(1, 2, 0).numpy())
+
+
+def test_the_noise_of_a_generator_is_that_of_the_request(generator_file, lq, lqs):
+    producer = one({'type': 'generator', 'generator': {'type': 'TinyDiffusion'}, 'weights': str(generator_file[1])})
+    together = producer([wanted(lq, 5), wanted(lqs[1], 6), wanted(lqs[2], 7)], 4)
+    (alone,) = producer([wanted(lq, 5)], 4)
+    (other,) = producer([wanted(lq, 6)], 4)
+    assert together[0].record == alone.record and close(together[0].sr, alone.sr)
+    assert other.record['noise_key'] == together[1].record['noise_key'] != alone.record['noise_key']
+    assert not close(other.sr, alone.sr)
 
 
 def test_generator_options_in_the_section_count_over_those_in_the_file(generator_file):
