@@ -20,12 +20,14 @@ from typing import Any, Callable
 __all__ = [
     'ARCHS',
     'DATASETS',
+    'FEATURES',
     'GENERATORS',
     'LOSSES',
     'METRICS',
     'MODELS',
     'PRODUCERS',
     'REWARDS',
+    'SEGMENTS',
     'ALGORITHMS',
     'Registry',
     'nearest',
@@ -112,6 +114,8 @@ def _extra_for(error: ImportError) -> str:
         'diffusers': 'generators',
         'peft': 'generators',
         'transformers': 'generators',
+        'timm': 'generators',
+        'skimage': 'fgr',
         'basicsr': 'basicsr',
         'pyiqa': 'dev',
     }
@@ -122,6 +126,8 @@ def _extra_for(error: ImportError) -> str:
 ARCHS = Registry('arch', 'ARCHS', 'archs')
 DATASETS = Registry('dataset', 'DATASETS', 'data')
 PRODUCERS = Registry('producer', 'PRODUCERS', 'data')
+FEATURES = Registry('feature extractor', 'FEATURES', 'data/features')
+SEGMENTS = Registry('segmenter', 'SEGMENTS', 'data/segments')
 GENERATORS = Registry('generator', 'GENERATORS', 'generators')
 REWARDS = Registry('reward', 'REWARDS', 'rewards')
 LOSSES = Registry('loss', 'LOSSES', 'losses')

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(1)  # two gain nothing on tiny tensors, and fight for the cores with the processes that tests start
+torch.set_num_threads(
+    1
+)  # two gain nothing on tiny tensors, and fight for the cores with the processes that tests start
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 SHARED = Path(os.environ.get('FINPERCEP_SHARED', Path(__file__).resolve().parents[2] / 'shared'))
@@ -88,6 +90,45 @@ def tiny_clip(tmp_path_factory) -> dict[str, Path]:
     hps = {'epoch': 1, 'state_dict': {k: v.half() for k, v in network.state_dict().items()}}
     torch.save(hps, folder / 'hps.pt')
     return {'model': folder / 'config.json', 'weights': folder / 'weights.pt', 'hps': folder / 'hps.pt'}
+
+
+@pytest.fixture(scope='session')
+def tiny_dinov3(tmp_path_factory) -> dict:
+    """The section of a `timm` feature extractor: a DINOv3 of a few thousand parameters, from a file."""
+    timm = pytest.importorskip('timm')
+    name, args = 'vit_small_patch16_dinov3', {'embed_dim': 32, 'depth': 2, 'num_heads': 2}
+    network = timm.create_model(name, **args)
+    randomise(network)
+    file = tmp_path_factory.mktemp('dinov3') / 'weights.pth'
+    torch.save(network.state_dict(), file)
+    return {'type': 'timm', 'model': name, 'weights': str(file), 'model_args': args}
+
+
+@pytest.fixture(scope='session')
+def tiny_sam(tmp_path_factory) -> Path:
+    """A folder in transformers' layout: a SAM of a hundred thousand parameters, whose masks are sure and noisy, mostly
+    a tenth to a third of the picture, and whose predicted IoU is about 0.95, 0.9 and 0.5 for the three at a point.
+    """
+    hf = pytest.importorskip('transformers')
+    vision = {'num_hidden_layers': 2, 'num_attention_heads': 2, 'mlp_dim': 64, 'window_size': 4, 'num_pos_feats': 16}
+    sizes = {'hidden_size': 32, 'image_size': 128, 'patch_size': 16}
+    config = hf.SamConfig(
+        vision_config={**sizes, **vision, 'output_channels': 32, 'global_attn_indexes': [1]},
+        prompt_encoder_config={**sizes, 'mask_input_channels': 4},
+        mask_decoder_config={'hidden_size': 32, 'mlp_dim': 64, 'num_attention_heads': 2, 'iou_head_hidden_dim': 32},
+    )
+    model = hf.SamModel(config)
+    randomise(model, scale=0.5)
+    decoder, folder = model.mask_decoder, tmp_path_factory.mktemp('sam')
+    for head in decoder.output_hypernetworks_mlps:
+        head.proj_out.weight.data *= 20
+        head.proj_out.bias.data -= 520
+    decoder.iou_prediction_head.proj_out.weight.data *= 0.002
+    decoder.iou_prediction_head.proj_out.bias.data = torch.tensor([0, 0.95, 0.9, 0.5])
+    model.save_pretrained(folder)
+    size = {'size': {'longest_edge': 128}, 'pad_size': {'height': 128, 'width': 128}}
+    hf.SamImageProcessor(**size).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

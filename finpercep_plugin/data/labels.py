@@ -3,28 +3,24 @@
     syn  = m * sr + (1 - m) * gt
     M_gt = alpha * clip(pixel / p99_pixel) + (1 - alpha) * clip(feature / p99_feature)        (times the dilated mask)
 
-A per-pixel descriptor of another kind plugs in as a function image -> (h, w, C); see `EXTRACTORS`.
+pixel = |syn - gt|, feature = 1 - cos of what a feature extractor (data/features/) sees in the two.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-from typing import Callable, Mapping
+from typing import Mapping
 
 import cv2
 import numpy as np
 
 __all__ = [
     'BINS',
-    'EXTRACTORS',
     'SCALES',
     'TERMS',
     'combine',
     'cosine_distance',
     'feature_term',
     'from_uint16',
-    'gabor_features',
     'histogram',
     'normalise',
     'percentile',
@@ -38,8 +34,6 @@ SCALES: Mapping[str, float] = {'pixel': 1.0, 'feature': 2.0}
 """The raw value that 65535 stands for in a stored term: the largest |syn - gt| and the largest 1 - cos."""
 BINS = 1024
 """Bins of a term's histogram, over [0, its scale]."""
-
-Extractor = Callable[[np.ndarray], np.ndarray]
 
 
 def swap(sr: np.ndarray, gt: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -61,30 +55,30 @@ def pixel_term(syn: np.ndarray, gt: np.ndarray) -> np.ndarray:
     return np.abs(syn - gt).mean(axis=-1, dtype=np.float32)
 
 
-def feature_term(syn: np.ndarray, gt: np.ndarray, extractor: Extractor) -> np.ndarray:
+def feature_term(syn: np.ndarray, gt: np.ndarray, size: tuple[int, int], eps: float) -> np.ndarray:
     """1 - cos of the two pictures' features at every pixel.
 
     Args:
-        syn, gt: (H, W, 3) floats in [0, 1].
-        extractor: picture -> (h, w, C); a coarser grid is interpolated up.
+        syn, gt: (h, w, C) features of the pictures, by the same extractor (data/features/).
+        size: (H, W) of the pictures; a coarser grid is interpolated up.
+        eps: the extractor's own.
 
     Returns:
         (H, W) float32 in [0, 2].
     """
-    distance = cosine_distance(extractor(syn), extractor(gt))
-    if distance.shape != syn.shape[:2]:
-        distance = cv2.resize(distance, (syn.shape[1], syn.shape[0]), interpolation=cv2.INTER_LINEAR)
+    distance = cosine_distance(syn, gt, eps)
+    if distance.shape != tuple(size):
+        distance = cv2.resize(distance, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     return distance
 
 
-def cosine_distance(a: np.ndarray, b: np.ndarray, eps: float = 1e-3) -> np.ndarray:
+def cosine_distance(a: np.ndarray, b: np.ndarray, eps: float) -> np.ndarray:
     """1 - (a.b + eps) / sqrt((|a|^2 + eps) (|b|^2 + eps)) over the last axis.
 
     That is the cosine distance after appending one constant channel sqrt(eps) to both: it is exactly 0 where a = b,
-    also where both are flat, stays in [0, 2], and differences far below sqrt(eps) do not count. The default suits
-    `gabor_features`.
+    also where both are flat, stays in [0, 2], and differences far below sqrt(eps) do not count.
 
-    >>> cosine_distance(np.zeros(3), np.zeros(3)).item()
+    >>> cosine_distance(np.zeros(3), np.zeros(3), eps=1e-3).item()
     0.0
     """
     dot = (a * b).sum(-1) + eps
@@ -92,75 +86,20 @@ def cosine_distance(a: np.ndarray, b: np.ndarray, eps: float = 1e-3) -> np.ndarr
     return np.clip(1 - dot / norms, 0, 2).astype(np.float32)
 
 
-def gabor_features(image: np.ndarray) -> np.ndarray:
-    """A fixed bank: local energies of 4 orientations at 3 scales, a signed gradient, and two opponent colours.
-
-    The energy is the modulus of the even and odd Gabor response on luma, averaged over about a wavelength, so that it
-    tells texture and sharpness, not the phase of every edge. Each scale is an octave below the one before and weighs
-    half of it, against the 1/f spectrum of photographs, where fine detail would otherwise hardly count. The colours
-    weigh little, or a saturated surface would hide its lost texture.
-
-    Args:
-        image: (H, W, 3) floats in [0, 1].
-
-    Returns:
-        (H, W, 16) float32.
-    """
-    image = image.astype(np.float32)
-    luma = image @ np.array([0.299, 0.587, 0.114], np.float32)
-    height, width = luma.shape
-    channels = []
-    for octave in range(3):
-        size = max(1, round(width / 2**octave)), max(1, round(height / 2**octave))
-        level = luma if octave == 0 else cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
-        for even, odd in _gabor_bank():
-            energy = np.hypot(
-                cv2.filter2D(level, -1, even, borderType=cv2.BORDER_REFLECT),
-                cv2.filter2D(level, -1, odd, borderType=cv2.BORDER_REFLECT),
-            )
-            energy = cv2.GaussianBlur(energy, (5, 5), 1.0, borderType=cv2.BORDER_REFLECT) * 0.5**octave
-            channels.append(
-                energy if octave == 0 else cv2.resize(energy, (width, height), interpolation=cv2.INTER_LINEAR)
-            )
-    smooth = cv2.GaussianBlur(image, (0, 0), 1.5, borderType=cv2.BORDER_REFLECT)
-    grey = smooth.mean(-1)
-    channels += [cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=0.25), cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=0.25)]
-    channels += [
-        0.15 * (smooth[..., 0] - smooth[..., 1]),
-        0.15 * (smooth[..., 2] - 0.5 * (smooth[..., 0] + smooth[..., 1])),
-    ]
-    return np.stack(channels, axis=-1)
-
-
-@functools.lru_cache(maxsize=1)
-def _gabor_bank(wavelength: float = 4.0, sigma: float = 1.6, radius: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Even and odd kernels of 4 orientations, without response to a constant, unit gain at their own frequency."""
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
-    window = np.exp(-(x**2 + y**2) / (2 * sigma**2))
-    bank = []
-    for k in range(4):
-        phase = 2 * math.pi / wavelength * (x * math.cos(k * math.pi / 4) + y * math.sin(k * math.pi / 4))
-        even = window * (np.cos(phase) - (window * np.cos(phase)).sum() / window.sum())
-        odd = window * np.sin(phase)
-        bank.append(tuple((2 * kernel / (window.sum())).astype(np.float32) for kernel in (even, odd)))
-    return bank
-
-
-EXTRACTORS: dict[str, Extractor | None] = {'gabor': gabor_features, 'none': None}
-"""The feature term by name; None leaves it out (all zeros)."""
-
-
-def normalise(term: np.ndarray, p99: float) -> np.ndarray:
-    """A raw term divided by its dataset-wide 99th percentile and clipped to [0, 1]; zeros where that is 0.
+def normalise(term: np.ndarray, p99: float, weight: float = 1.0) -> np.ndarray:
+    """A term divided by its dataset-wide 99th percentile and clipped to [0, 1], times `weight`; zeros where that is 0.
 
     Never the picture's own extrema: a nearly perfect picture must get a nearly black map.
     """
-    return np.clip(term / p99, 0, 1).astype(np.float32) if p99 > 0 else np.zeros(term.shape, np.float32)
+    if not (p99 > 0 and weight > 0):
+        return np.zeros(term.shape, np.float32)
+    share = np.multiply(term, np.float32(weight / p99), dtype=np.float32)
+    return np.minimum(share, np.float32(weight), out=share)
 
 
 def combine(
-    pixel: np.ndarray,
-    feature: np.ndarray,
+    pixel: np.ndarray | None,
+    feature: np.ndarray | None,
     alpha: float,
     p99: Mapping[str, float],
     mask: np.ndarray | None = None,
@@ -170,9 +109,9 @@ def combine(
     """M_gt = alpha * normalise(pixel) + (1 - alpha) * normalise(feature).
 
     Args:
-        pixel, feature: (H, W) raw terms.
+        pixel, feature: (H, W) terms, raw as floats or stored as uint16; None for one whose weight is 0.
         alpha: weight of the pixel term, [0, 1].
-        p99: {'pixel': ..., 'feature': ...}.
+        p99: {'pixel': ..., 'feature': ...}, of the raw terms.
         mask: (H, W); when given, the map is 0 beyond `dilate` pixels from where it is above 0, since features look
             around corners.
         smooth: standard deviation in pixels of a Gaussian blur of the map before the mask; 0 for none.
@@ -180,16 +119,22 @@ def combine(
     Returns:
         (H, W) float32 in [0, 1].
     """
-    label = alpha * normalise(pixel, p99['pixel']) + (1 - alpha) * normalise(feature, p99['feature'])
+    label = None
+    for name, term, weight in (('pixel', pixel, alpha), ('feature', feature, 1 - alpha)):
+        if term is not None and weight:
+            unit = SCALES[name] / 65535 if term.dtype == np.uint16 else 1.0
+            share = normalise(term, p99[name] / unit, weight)
+            label = share if label is None else np.add(label, share, out=label)
+    assert label is not None
     if smooth:
         label = cv2.GaussianBlur(label, (0, 0), smooth, borderType=cv2.BORDER_REFLECT)
     if mask is not None:
-        support = (mask > 0).astype(np.uint8)
+        support = mask if mask.dtype == np.uint8 else (mask > 0).astype(np.uint8)
         if dilate:
             disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * dilate + 1, 2 * dilate + 1))
             support = cv2.dilate(support, disc)
-        label = label * support
-    return label.astype(np.float32)
+        label = cv2.copyTo(label, support)  # 0 where support is
+    return label
 
 
 def to_uint16(term: np.ndarray, scale: float) -> np.ndarray:

@@ -1,15 +1,19 @@
-"""Random region masks: which part of a picture is replaced by a degraded one (METHOD.md §3)."""
+"""Region masks: which part of a picture is replaced by a degraded one (METHOD.md §3)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Callable
+from typing import Any, Callable
 
 import cv2
 import numpy as np
 
-__all__ = ['KINDS', 'MaskOptions', 'draw_mask', 'feather']
+__all__ = ['KINDS', 'SEMANTIC', 'MaskOptions', 'draw_mask', 'feather', 'wants_segments']
+
+SEMANTIC = 'semantic'
+"""The kind of mask that is put together from segments of the picture."""
+_TRIES = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +21,11 @@ class MaskOptions:
     """How masks are drawn.
 
     Attributes:
-        kinds: weight of each kind: ellipse, polygon, stroke, rectangle, blob.
+        kinds: weight of each kind: ellipse, polygon, stroke, rectangle, blob; semantic: segments of the picture.
         area: the share of the picture that is covered, before feathering: lowest and highest.
-        shapes: how many shapes make a mask, lowest and highest.
+        shapes: how many shapes, or segments, make a mask, lowest and highest.
         feather: standard deviation in pixels of the soft edge, lowest and highest; 0 is a hard edge.
+        segments: a section `type:` (sam, felzenszwalb) and the segmenter's own options; semantic masks need it.
     """
 
     kinds: dict[str, float] = dataclasses.field(
@@ -29,46 +34,97 @@ class MaskOptions:
     area: tuple[float, float] = (0.08, 0.4)
     shapes: tuple[int, int] = (1, 3)
     feather: tuple[float, float] = (0.0, 1.5)
+    segments: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        unknown = set(self.kinds) - set(KINDS)
+        unknown = set(self.kinds) - {*KINDS, SEMANTIC}
         if unknown or not any(w > 0 for w in self.kinds.values()) or min(self.kinds.values()) < 0:
-            raise ValueError(f'mask kinds: expected weights of {", ".join(KINDS)}, not all 0; got {self.kinds}')
+            raise ValueError(
+                f'mask kinds: expected weights of {", ".join(KINDS)}, {SEMANTIC}, not all 0; got {self.kinds}'
+            )
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f'mask area: expected 0 < lowest <= highest <= 1, got {self.area}')
         if not 1 <= self.shapes[0] <= self.shapes[1]:
             raise ValueError(f'mask shapes: expected 1 <= lowest <= highest, got {self.shapes}')
         if not 0 <= self.feather[0] <= self.feather[1]:
             raise ValueError(f'mask feather: expected 0 <= lowest <= highest, got {self.feather}')
+        if self.kinds.get(SEMANTIC) and self.segments is None:
+            raise ValueError(f'mask segments: kinds weighs {SEMANTIC}, which needs a section `type: sam` or another')
 
 
-def draw_mask(height: int, width: int, options: MaskOptions, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
+def wants_segments(options: MaskOptions, rng: np.random.Generator) -> bool:
+    """Whether a picture's mask is to be of segments: drawn by weight, without a draw where the weights leave no choice.
+
+    `draw_mask` follows what it is given; this is apart from it since segments are made for many pictures at once.
+    """
+    semantic = options.kinds.get(SEMANTIC, 0.0)
+    share = semantic / sum(options.kinds.values())
+    return bool(share) and (share == 1 or rng.random() < share)
+
+
+def draw_mask(
+    height: int, width: int, options: MaskOptions, rng: np.random.Generator, segments: np.ndarray | None = None
+) -> tuple[np.ndarray, dict]:
     """A mask and how it was made.
+
+    Args:
+        height, width: of the picture.
+        options: how.
+        rng: of every draw.
+        segments: (n, H, W) bool of the picture: the mask is of kind 'semantic', the union of some of them. Where none
+            fit, and without segments, it is of random shapes.
 
     Returns:
         mask: (H, W) uint8, 255 = replaced, in between on a feathered edge. Its area before feathering is within
             `options.area`.
-        record: kind, number of shapes, feather, area.
+        record: kind, number of shapes, feather, area; `instead_of` where no segments fit.
     """
-    names = sorted(options.kinds)
-    weights = np.array([options.kinds[n] for n in names], dtype=np.float64)
+    region = None if segments is None else _segments(segments, options, rng)
+    kind, count, best = region or _shapes(height, width, options, rng)
+    sigma = float(rng.uniform(*options.feather))
+    record = {'kind': kind, 'shapes': count, 'feather': round(sigma, 3), 'area': round(float(best.mean()), 5)}
+    if segments is not None and region is None:
+        record['instead_of'] = SEMANTIC
+    return feather(best * np.uint8(255), sigma), record
+
+
+def _segments(
+    segments: np.ndarray, options: MaskOptions, rng: np.random.Generator
+) -> tuple[str, int, np.ndarray] | None:
+    """A union of segments, taken in a random order as long as they add something and fit; None where no draw fits."""
+    low, high = options.area
+    for _ in range(_TRIES):
+        wanted, taken = int(rng.integers(options.shapes[0], options.shapes[1] + 1)), 0
+        mask = np.zeros(segments.shape[1:], bool)
+        for number in rng.permutation(len(segments)):
+            union = mask | segments[number]
+            if mask.mean() < union.mean() <= high:
+                mask, taken = union, taken + 1
+            if taken == wanted:
+                break
+        if taken and mask.mean() >= low:
+            return SEMANTIC, taken, mask.astype(np.uint8)
+    return None
+
+
+def _shapes(height: int, width: int, options: MaskOptions, rng: np.random.Generator) -> tuple[str, int, np.ndarray]:
+    """Random shapes of one kind."""
+    kinds = {k: w for k, w in options.kinds.items() if k != SEMANTIC}
+    kinds = kinds if any(kinds.values()) else MaskOptions().kinds
+    names = sorted(kinds)
+    weights = np.array([kinds[n] for n in names], dtype=np.float64)
     kind = names[rng.choice(len(names), p=weights / weights.sum())]
     count = int(rng.integers(options.shapes[0], options.shapes[1] + 1))
     low, high = options.area
-    best = np.zeros((height, width), np.uint8)
-    for _ in range(12):
+    for _ in range(_TRIES):
         mask = np.zeros((height, width), np.uint8)
         target = rng.uniform(low, high)
         for _ in range(count):
             mask |= KINDS[kind](height, width, target / count, rng)
         if low <= mask.mean() <= high:
-            best = mask
-            break
-    else:  # shapes overlapped or left the picture every time
-        kind, count, best = 'blob', 1, _blob(height, width, (low + high) / 2, rng)
-    sigma = float(rng.uniform(*options.feather))
-    record = {'kind': kind, 'shapes': count, 'feather': round(sigma, 3), 'area': round(float(best.mean()), 5)}
-    return feather(best * np.uint8(255), sigma), record
+            return kind, count, mask
+    # shapes overlapped or left the picture every time
+    return 'blob', 1, _blob(height, width, (low + high) / 2, rng)
 
 
 def feather(mask: np.ndarray, sigma: float) -> np.ndarray:
