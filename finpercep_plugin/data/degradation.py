@@ -2,71 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Literal
 
 import cv2
 import numpy as np
 from PIL import Image
 
-__all__ = ['DegradationOptions', 'DegradationStage', 'anisotropic_kernel', 'bicubic', 'degrade', 'jpeg']
+from finpercep_plugin.data.degradation_options import DegradationOptions, DegradationStage, FinalStep
+from finpercep_plugin.data.kernels import KINDS, draw_kernel, draw_sinc, shaped_kernel
+
+__all__ = [
+    'DegradationOptions',
+    'DegradationStage',
+    'FinalStep',
+    'anisotropic_kernel',
+    'bicubic',
+    'degrade',
+    'jpeg',
+    'sharpen',
+]
 
 _RESIZES = {'area': cv2.INTER_AREA, 'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC}
-
-
-@dataclasses.dataclass(frozen=True)
-class DegradationStage:
-    """Ranges (lowest, highest) of one round of blur, resize, noise and JPEG.
-
-    Attributes:
-        blur_prob, blur_sigma: Gaussian blur, sigma in gt pixels of a 4 times reduction.
-        anisotropic_prob: share of the blurs with two sigmas and a rotation.
-        resize: factor of an intermediate resize; (1, 1) leaves it out.
-        noise_prob, noise_sigma: Gaussian noise, sigma in grey levels of 255.
-        poisson_prob, poisson_scale: share of the noises that are shot noise, and its scale.
-        grey_prob: share of the noises that are equal in the three channels.
-        jpeg_prob, jpeg_quality: JPEG, quality 1-100.
-    """
-
-    blur_prob: float = 0.7
-    blur_sigma: tuple[float, float] = (0.2, 1.2)
-    anisotropic_prob: float = 0.4
-    resize: tuple[float, float] = (1.0, 1.0)
-    noise_prob: float = 0.4
-    noise_sigma: tuple[float, float] = (0.5, 4.0)
-    poisson_prob: float = 0.4
-    poisson_scale: tuple[float, float] = (0.02, 0.4)
-    grey_prob: float = 0.4
-    jpeg_prob: float = 0.4
-    jpeg_quality: tuple[int, int] = (70, 95)
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith('_prob') and not 0 <= value <= 1:
-                raise ValueError(f'{field.name}: expected a share from 0 to 1, got {value}')
-            if isinstance(value, tuple) and not 0 <= value[0] <= value[1]:
-                raise ValueError(f'{field.name}: expected 0 <= lowest <= highest, got {value}')
-        if self.resize[0] <= 0 or not 1 <= self.jpeg_quality[0] <= self.jpeg_quality[1] <= 100:
-            raise ValueError(f'resize must be above 0 and jpeg_quality 1-100: {self.resize}, {self.jpeg_quality}')
-
-
-@dataclasses.dataclass(frozen=True)
-class DegradationOptions:
-    """How lq is made from gt.
-
-    Attributes:
-        kind: 'bicubic': antialiased reduction alone; 'random': blur, resize, noise, JPEG, reduction.
-        first: ranges of the first round. The defaults are mild: an x4 SR model can still restore most of gt.
-        second_order: a second round follows, as in Real-ESRGAN.
-        second: ranges of the second round.
-    """
-
-    kind: Literal['bicubic', 'random'] = 'random'
-    first: DegradationStage = DegradationStage()
-    second_order: bool = False
-    second: DegradationStage = DegradationStage(blur_sigma=(0.2, 0.8), resize=(0.6, 1.2))
 
 
 def degrade(
@@ -89,17 +45,25 @@ def degrade(
         raise ValueError(f'gt of {gt.shape[1]}x{gt.shape[0]} is not divisible by the scale {scale}')
     if options.kind == 'bicubic':
         return bicubic(gt, (width, height)), {'kind': 'bicubic'}
-    record: dict = {'kind': 'random', 'first': {}}
-    image = _blur(gt.astype(np.float32) / 255, options.first, scale / 4, rng, record['first'])
-    image = _resize(image, options.first, width, height, rng, record['first'])
-    image = _noise_and_jpeg(image, options.first, rng, record['first'])
+    image = (sharpen(gt) if options.sharpen else gt).astype(np.float32) / 255
+    stage, made = options.first, {}
+    record = {'kind': 'random', 'first': made}
+    image = _soften(image, stage, scale / 4, (width, height), scale, rng, made)
     if options.second_order:
-        record['second'] = {}
-        image = _blur(image, options.second, image.shape[1] / width / 4, rng, record['second'])
-        image = _resize(image, options.second, width, height, rng, record['second'])
-        image = _noise_and_jpeg(image, options.second, rng, record['second'])
-    lq = bicubic(_to_uint8(image), (width, height))
-    return lq, record
+        image = _jpeg(image, stage, rng, made)
+        stage, made = options.second, {}
+        record['second'] = made
+        image = _soften(image, stage, image.shape[1] / width / 4, (width, height), scale, rng, made)
+    return _finish(image, stage, options.final, (width, height), rng, made), record
+
+
+def sharpen(image: np.ndarray) -> np.ndarray:
+    """Unsharp mask of (H, W, 3) uint8 where it changes much: BasicSR's `usm_sharp` with its defaults."""
+    picture = image.astype(np.float32) / 255
+    blurred = cv2.GaussianBlur(picture, (51, 51), 0)
+    residual = picture - blurred
+    soft = cv2.GaussianBlur((np.abs(residual) * 255 > 10).astype(np.float32), (51, 51), 0)
+    return _to_uint8(soft * np.clip(picture + 0.5 * residual, 0, 1) + (1 - soft) * picture)
 
 
 def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -116,10 +80,7 @@ def anisotropic_kernel(sigma_x: float, sigma_y: float, angle: float) -> np.ndarr
     1.0
     """
     radius = max(1, math.ceil(3 * max(sigma_x, sigma_y)))
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
-    u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-    kernel = np.exp(-0.5 * ((u / sigma_x) ** 2 + (v / sigma_y) ** 2))
-    return (kernel / kernel.sum()).astype(np.float32)
+    return shaped_kernel(2 * radius + 1, (sigma_x, sigma_y), angle)
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
@@ -129,11 +90,29 @@ def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
 
 
+def _soften(
+    image: np.ndarray,
+    stage: DegradationStage,
+    relative: float,
+    size: tuple[int, int],
+    scale: int,
+    rng: np.random.Generator,
+    record: dict,
+) -> np.ndarray:
+    """A round without its JPEG."""
+    image = _blur(image, stage, relative, rng, record)
+    image = _resize(image, stage, size, scale, rng, record)
+    return _noise(image, stage, rng, record)
+
+
 def _blur(
     image: np.ndarray, stage: DegradationStage, relative: float, rng: np.random.Generator, record: dict
 ) -> np.ndarray:
     if rng.random() >= stage.blur_prob:
         return image
+    if stage.kernels:
+        kernel, record['blur'] = _basicsr_kernel(stage, rng)
+        return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT)
     sigma = rng.uniform(*stage.blur_sigma)
     other, angle = (
         (rng.uniform(*stage.blur_sigma), rng.uniform(0, math.pi))
@@ -145,15 +124,40 @@ def _blur(
     return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT)
 
 
+def _basicsr_kernel(stage: DegradationStage, rng: np.random.Generator) -> tuple[np.ndarray, dict]:
+    if rng.random() < stage.sinc_prob:
+        return draw_sinc(stage.kernel_size, rng)
+    weights = np.array([(stage.kernels or {}).get(kind, 0.0) for kind in KINDS])
+    kind = KINDS[rng.choice(len(KINDS), p=weights / weights.sum())]
+    beta = stage.beta_plateau if 'plateau' in kind else stage.beta_generalized
+    return draw_kernel(kind, stage.kernel_size, stage.blur_sigma, beta, rng)
+
+
 def _resize(
-    image: np.ndarray, stage: DegradationStage, width: int, height: int, rng: np.random.Generator, record: dict
+    image: np.ndarray,
+    stage: DegradationStage,
+    lq: tuple[int, int],
+    scale: int,
+    rng: np.random.Generator,
+    record: dict,
 ) -> np.ndarray:
-    """To `resize` times the size of lq, by a method drawn anew."""
-    factor = rng.uniform(*stage.resize)
+    """To `resize` times the size of lq or gt, by a method drawn anew."""
+    low, high = stage.resize
+    if stage.resize_prob is None:
+        factor = rng.uniform(low, high)
+    else:
+        ranges = ((1.0, max(high, 1.0)), (min(low, 1.0), 1.0), (1.0, 1.0))
+        factor = rng.uniform(*ranges[rng.choice(3, p=np.array(stage.resize_prob) / sum(stage.resize_prob))])
     method = ('area', 'bilinear', 'bicubic')[rng.integers(3)]
     record['resize'] = {'method': method, 'factor': round(factor, 4)}
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    if size[0] < image.shape[1] and method != 'area':  # cv2's own bilinear and bicubic do not filter before they reduce
+    factor *= scale if stage.resize_of == 'gt' else 1
+    size = max(1, round(lq[0] * factor)), max(1, round(lq[1] * factor))
+    return _resized(image, size, method, stage.antialias)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int], method: str, antialias: bool) -> np.ndarray:
+    """(H, W, 3) float to (width, height); cv2's own bilinear and bicubic do not filter before they reduce."""
+    if size[0] < image.shape[1] and method != 'area' and antialias:
         resample = Image.Resampling.BICUBIC if method == 'bicubic' else Image.Resampling.BILINEAR
         return np.stack(
             [np.asarray(Image.fromarray(np.ascontiguousarray(image[..., c])).resize(size, resample)) for c in range(3)],
@@ -162,26 +166,67 @@ def _resize(
     return cv2.resize(image, size, interpolation=_RESIZES[method])
 
 
-def _noise_and_jpeg(image: np.ndarray, stage: DegradationStage, rng: np.random.Generator, record: dict) -> np.ndarray:
+def _noise(image: np.ndarray, stage: DegradationStage, rng: np.random.Generator, record: dict) -> np.ndarray:
     if rng.random() < stage.noise_prob:
         grey = rng.random() < stage.grey_prob
         shape = image.shape[:2] + ((1,) if grey else (3,))
         if rng.random() < stage.poisson_prob:
             strength = rng.uniform(*stage.poisson_scale)
             record['noise'] = {'kind': 'poisson', 'scale': round(strength, 4), 'grey': bool(grey)}
-            level = np.clip(image.mean(-1, keepdims=True) if grey else image, 0, 1).astype(np.float64)
-            peak = 255 / max(strength, 1e-3)
-            noise = (rng.poisson(level * peak) / peak - level).astype(np.float32)
+            noise = (_scaled_poisson if stage.poisson_kind == 'scaled' else _shot)(image, strength, grey, rng)
         else:
             strength = rng.uniform(*stage.noise_sigma)
             record['noise'] = {'kind': 'gaussian', 'sigma': round(strength, 4), 'grey': bool(grey)}
             noise = rng.standard_normal(shape).astype(np.float32) * np.float32(strength / 255)
         image = image + noise
+    return image
+
+
+def _shot(image: np.ndarray, strength: float, grey: bool, rng: np.random.Generator) -> np.ndarray:
+    level = np.clip(image.mean(-1, keepdims=True) if grey else image, 0, 1).astype(np.float64)
+    peak = 255 / max(strength, 1e-3)
+    return (rng.poisson(level * peak) / peak - level).astype(np.float32)
+
+
+def _scaled_poisson(image: np.ndarray, strength: float, grey: bool, rng: np.random.Generator) -> np.ndarray:
+    """BasicSR's `generate_poisson_noise`."""
+    level = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] if grey else image
+    level = _to_uint8(level).astype(np.float64) / 255
+    values = 2.0 ** math.ceil(math.log2(len(np.unique(level))))
+    return ((rng.poisson(level * values) / values - level) * strength).astype(np.float32)
+
+
+def _jpeg(image: np.ndarray, stage: DegradationStage, rng: np.random.Generator, record: dict) -> np.ndarray:
     if rng.random() < stage.jpeg_prob:
         quality = int(rng.integers(stage.jpeg_quality[0], stage.jpeg_quality[1] + 1))
         record['jpeg'] = quality
         image = jpeg(_to_uint8(image), quality).astype(np.float32) / 255
     return image
+
+
+def _finish(
+    image: np.ndarray,
+    stage: DegradationStage,
+    final: FinalStep,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    record: dict,
+) -> np.ndarray:
+    """The last JPEG, and the resize to `size` (width, height) with its filter, in either order -> uint8."""
+    jpeg_last = final.jpeg_last_prob > 0 and rng.random() < final.jpeg_last_prob
+    if not jpeg_last:
+        image = _jpeg(image, stage, rng, record)
+    if final.resize == 'random':
+        image = _resized(image, size, ('area', 'bilinear', 'bicubic')[rng.integers(3)], stage.antialias)
+    else:
+        image = bicubic(_to_uint8(image), size).astype(np.float32) / 255
+    if final.sinc_prob > 0 and rng.random() < final.sinc_prob:
+        kernel, record['sinc'] = draw_sinc(final.kernel_size, rng, last=True)
+        image = cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT)
+    if jpeg_last:
+        record['jpeg_last'] = True
+        image = _jpeg(image, stage, rng, record)
+    return _to_uint8(image)
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:

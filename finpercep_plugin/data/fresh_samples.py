@@ -13,7 +13,7 @@ from finpercep_plugin.data.fgr_builder import summarise
 from finpercep_plugin.data.fgr_dataset import FinPercepFGRDataset
 from finpercep_plugin.data.fgr_format import read_meta, write_meta
 from finpercep_plugin.data.fgr_options import BuildOptions
-from finpercep_plugin.data.fgr_sample import label_sample
+from finpercep_plugin.data.fgr_sample import Labeller, label_sample
 from finpercep_plugin.data.lmdb_io import Reader, Writer
 from finpercep_plugin.data.sampler import PositionDataset
 
@@ -34,10 +34,14 @@ class FreshSamples:
 
     def __init__(self, source: FinPercepFGRDataset, producer: Mapping[str, Any], seed: int):
         self.source, self.producer = source, dict(producer)
+        sections = source.meta.get('label_sections', {})
         built = {**source.meta['options'], 'seed': seed, 'alpha': source.meta['alpha']}
+        built['feature'] = sections.get('feature', built['feature'])
+        built['mask'] = {**built['mask'], 'segments': sections.get('segments')}
         self.options = parse(
             BuildOptions, {k: v for k, v in built.items() if k != 'producers'}, source.options.dataroot
         )
+        self.labeller = Labeller(self.options)
         self._positions = PositionDataset(source, seed)
 
     def key(self, index: int) -> str:
@@ -46,7 +50,7 @@ class FreshSamples:
 
     def lq(self, index: int) -> np.ndarray:
         """(h, w, 3) uint8."""
-        return self.source.read(self.key(index))['lq']
+        return self.source.read(self.key(index), ['lq'])['lq']
 
     def __call__(self, index: int, sr: np.ndarray) -> dict[str, bytes]:
         """All values of sample `index` by key, its record last.
@@ -56,16 +60,16 @@ class FreshSamples:
             sr: (H, W, 3) uint8, of `lq(index)`.
         """
         key = self.key(index)
-        pictures = {name: array for name, array in self.source.read(key).items() if name in ('lq', 'gt')}
+        pictures = self.source.read(key, ['lq', 'gt'])
         record = {'photo': self._photo(key), 'skipped': [], 'source': key, 'producer': self.producer}
-        return label_sample(index, {**pictures, 'sr': sr}, self.options, record)
+        return label_sample(index, {**pictures, 'sr': sr}, self.labeller, record)
 
     def meta(self, out: Path, count: int) -> dict[str, Any]:
         """What meta.json says of the finished set in `out`."""
         source, root = self.source.meta, self.source.options.dataroot
         used = {self._photo(self.key(index)) for index in range(count)}
         photos = [photo for photo in source['photos'] if photo[0] in used]
-        summary = summarise(Reader(out), count, [name for name, _ in photos])
+        summary = summarise(Reader(out), range(count), [name for name, _ in photos])
         options = {**source['options'], 'seed': self.options.seed, 'producers': [self.producer]}
         return {
             'complete': True,
@@ -79,8 +83,7 @@ class FreshSamples:
         }
 
     def _photo(self, key: str) -> str:
-        meta = self.source.meta
-        return meta['photos'][meta['photo_of'][int(key)]][0]
+        return self.source.photo(key)
 
 
 def build_fresh(out: Path, samples: FreshSamples, count: int, made: Iterable[tuple[Sequence[int], np.ndarray]]) -> None:

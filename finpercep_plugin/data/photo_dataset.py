@@ -14,8 +14,9 @@ from finpercep_plugin.config import parse
 from finpercep_plugin.data.degradation import DegradationOptions, degrade
 from finpercep_plugin.data.fgr_dataset import local_rng, split_photos, to_tensor
 from finpercep_plugin.data.fgr_format import FGRError
-from finpercep_plugin.data.fgr_sample import PhotoCache, draw_crop, photo_list
+from finpercep_plugin.data.fgr_sample import draw_crop
 from finpercep_plugin.data.loader_options import LoaderOptions
+from finpercep_plugin.data.photos import MetaInfo, PhotoCache, photo_list
 from finpercep_plugin.registry import DATASETS
 from finpercep_plugin.rng import keyed_numpy
 
@@ -29,7 +30,7 @@ class PhotoOptions(LoaderOptions):
     """A section under `datasets:`.
 
     Attributes:
-        dataroot: folders, searched recursively, and image files; one, or a list.
+        dataroot: as `photos` in BuildOptions; one, or a list.
         scale: gt size / lq size.
         size: side of the gt crop, a multiple of `scale`.
         per_photo: items a photo.
@@ -41,7 +42,7 @@ class PhotoOptions(LoaderOptions):
             `skipped`.
     """
 
-    dataroot: list[str] | str
+    dataroot: list[str | MetaInfo] | str | MetaInfo
     scale: int = 4
     size: int = 96
     per_photo: int = 1
@@ -81,13 +82,13 @@ class FinPercepPhotoDataset(Dataset):
     def __init__(self, opt: Mapping[str, Any]):
         options = parse(PhotoOptions, opt, f'$.datasets.{opt.get("phase", "train")}')
         self.opt, self.options, self.scale = dict(opt), options, options.scale
-        roots = [options.dataroot] if isinstance(options.dataroot, str) else options.dataroot
+        roots = options.dataroot if isinstance(options.dataroot, list) else [options.dataroot]
         photos = photo_list(roots)
         if options.photos != 'all':
-            validation = split_photos([name for name, _ in photos], options.val_fraction, options.val_photos)
-            photos = [photo for photo in photos if (photo[0] in validation) == (options.photos == 'val')]
+            validation = split_photos([photo.name for photo in photos], options.val_fraction, options.val_photos)
+            photos = [photo for photo in photos if (photo.name in validation) == (options.photos == 'val')]
         if not photos:
-            raise FGRError(f'{", ".join(roots)}: no photo left with photos: {options.photos}')
+            raise FGRError(f'{", ".join(map(str, roots))}: no photo left with photos: {options.photos}')
         self.cache = PhotoCache(photos, options.size)
         self.skipped = 0
 
@@ -110,7 +111,7 @@ class FinPercepPhotoDataset(Dataset):
             gt = np.rot90(gt, int(rng.integers(4)))
         gt = np.ascontiguousarray(gt)
         lq, _ = degrade(gt, options.scale, options.degradation, rng)
-        path = self.cache.photos[number][1]
+        path = self.cache.photos[number].path
         key = f'{index:08d}'
         return {'lq': to_tensor(lq), 'gt': to_tensor(gt), 'key': key, 'lq_path': f'{path}.{key}.png', 'gt_path': path}
 
@@ -121,7 +122,7 @@ class FinPercepPhotoDataset(Dataset):
             photo = self.cache.get(candidate)
             if isinstance(photo, np.ndarray):
                 return candidate, photo
-            message = f'{self.cache.photos[candidate][1]}: {photo}'
+            message = f'{self.cache.photos[candidate].path}: {photo}'
             if self.options.on_error == 'raise':
                 raise FGRError(message)
             self.skipped += 1

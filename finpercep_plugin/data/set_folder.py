@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Literal, Sequence
 
 from finpercep_plugin.data.fgr_format import FGRError
-from finpercep_plugin.data.lmdb_io import MissingKeyError
+from finpercep_plugin.data.lmdb_io import MissingKeyError, StoreError
 
-__all__ = ['differences', 'exclusive', 'read_or_skip']
+__all__ = ['differences', 'exclusive', 'make_folder', 'read_or_skip']
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +31,36 @@ def differences(old: Any, new: Any, path: str = '$') -> Iterator[str]:
         yield f'{path}: built with {old}, asked for {new}'
 
 
+def make_folder(out: str | Path) -> None:
+    """The folder of a set, with those above it.
+
+    Raises:
+        StoreError: it cannot be made there.
+    """
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f'{out}: cannot be written ({error.strerror})') from error
+
+
 @contextlib.contextmanager
 def exclusive(out: str | Path) -> Iterator[None]:
     """One build a folder; the lock is the kernel's, so none is left behind by a kill.
 
     Raises:
         FGRError: another build has it.
+        StoreError: nothing can be written there.
     """
     try:
         import fcntl
     except ImportError:  # not on Windows, where LMDB's own lock serialises the writes
         yield
         return
-    with open(Path(out, '.build.lock'), 'w', encoding='utf-8') as file:
+    try:
+        file = open(Path(out, '.build.lock'), 'w', encoding='utf-8')
+    except OSError as error:
+        raise StoreError(f'{out}: cannot be written ({error.strerror})') from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -68,7 +85,10 @@ def read_or_skip(
 
     Raises:
         FGRError: the sample cannot be read, with 'raise', or none can.
+        IndexError: there are fewer.
     """
+    if index >= len(names) > 0:
+        raise IndexError(index)  # the end, to whoever iterates over a data set
     for step in range(len(names)):
         name = names[(index + step) % len(names)]
         try:

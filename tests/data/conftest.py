@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from finpercep_plugin.data.fgr_builder import build
+from finpercep_plugin.data.fgr_format import read_meta
 from finpercep_plugin.data.fgr_options import BuildOptions
 from finpercep_plugin.data.lmdb_io import Reader
 from finpercep_plugin.data.preference_format import PreferenceRecord
@@ -22,6 +23,12 @@ def make_photo(seed: int, height: int = 60, width: int = 70) -> np.ndarray:
     field[height // 3 :, width // 2 :] *= 0.5
     field += rng.normal(0, 0.03, field.shape)
     return (np.clip(field, 0, 1) * 255).astype(np.uint8)
+
+
+def contents(path: str | Path) -> tuple[dict[str, bytes], dict]:
+    """Everything that a set says: all values by key, and meta.json."""
+    reader = Reader(path)
+    return {key: bytes(reader.get(key)) for key in reader.keys()}, read_meta(path)
 
 
 def flip_byte(path: Path, key: str) -> None:
@@ -58,6 +65,17 @@ def fgr(options: BuildOptions, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp('fgr') / 'set'
     build(dataclasses.replace(options, out=str(out)))
     return out
+
+
+@pytest.fixture(scope='session')
+def halves(options: BuildOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two shards of the set `fgr`: samples 0 to 7, and 8 to 11."""
+    import dataclasses
+
+    root = tmp_path_factory.mktemp('halves')
+    for number in range(2):
+        build(dataclasses.replace(options, out=str(root / f'shard_{number}'), shard=[number, 2]))
+    return root
 
 
 def preference_record(index: int, gt: bool = True, size: int = 8, members: int = 4) -> PreferenceRecord:

@@ -4,10 +4,12 @@ import pytest
 from finpercep_plugin.data.degradation import (
     DegradationOptions,
     DegradationStage,
+    FinalStep,
     anisotropic_kernel,
     bicubic,
     degrade,
     jpeg,
+    sharpen,
 )
 
 from .conftest import make_photo
@@ -99,9 +101,113 @@ def test_gt_that_is_not_divisible_is_refused(gt):
         degrade(gt[:, :63], 4, DegradationOptions(), np.random.default_rng(0))
 
 
+KERNELS = {'iso': 0.5, 'plateau_aniso': 0.5}
+
+
+def test_kinds_of_blur_come_by_their_weights(gt):
+    stage = DegradationStage(**{**OFF, 'blur_prob': 1}, kernels=KERNELS, sinc_prob=0.5, kernel_size=(7, 9))
+    drawn = [
+        degrade(gt, 4, DegradationOptions(first=stage), np.random.default_rng(i))[1]['first']['blur'] for i in range(80)
+    ]
+    kinds = [blur['kind'] for blur in drawn]
+    assert set(kinds) == {'iso', 'plateau_aniso', 'sinc'} and 25 < kinds.count('sinc') < 55
+    assert {blur['size'] for blur in drawn} == {7, 9}
+
+
+@pytest.mark.parametrize(
+    ('method', 'size'), [('area', (16, 12)), ('bilinear', (23, 11)), ('bicubic', (23, 11)), ('bicubic', (100, 70))]
+)
+def test_without_antialias_it_is_torch_s_interpolate(method, size):
+    import torch.nn.functional as F
+    from torch import from_numpy
+
+    from finpercep_plugin.data.degradation import _resized
+
+    image = np.random.default_rng(0).random((48, 64, 3)).astype(np.float32)
+    batch = from_numpy(image).permute(2, 0, 1)[None]
+    expected = F.interpolate(batch, (size[1], size[0]), mode=method)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(_resized(image, size, method, antialias=False), expected, atol=2e-5)
+
+
+def test_resizes_up_down_and_keep_by_their_shares_in_units_of_gt():
+    from finpercep_plugin.data.degradation import _resize
+
+    stage = DegradationStage(resize=(0.15, 1.5), resize_of='gt', resize_prob=(0.2, 0.7, 0.1))
+    image, factors = np.zeros((64, 80, 3), np.float32), []
+    for seed in range(300):
+        record = {}
+        resized = _resize(image, stage, (20, 16), 4, np.random.default_rng(seed), record)
+        factors.append(record['resize']['factor'])
+        assert np.abs(np.array(resized.shape[:2]) - factors[-1] * np.array([64, 80])).max() < 0.51
+    factors = np.array(factors)
+    assert 0.12 < (factors > 1).mean() < 0.28 and 0.05 < (factors == 1).mean() < 0.16
+    assert factors.min() < 0.2 and 1.4 < factors.max() <= 1.5
+
+
+@pytest.mark.parametrize('grey', [0.0, 1.0])
+def test_scaled_poisson_noise_is_basicsr_s(grey):
+    pytest.importorskip('basicsr')
+    from finpercep_plugin.integrations.basicsr import require
+
+    require()
+    from basicsr.data.degradations import generate_poisson_noise
+
+    gt = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (512, 2, 3))
+    stage = DegradationStage(
+        **{**OFF, 'noise_prob': 1}, poisson_prob=1, poisson_scale=(2, 2), poisson_kind='scaled', grey_prob=grey
+    )
+    lq, _ = degrade(gt, 1, DegradationOptions(first=stage), np.random.default_rng(0))
+    np.random.seed(0)
+    expected = 255 * generate_poisson_noise(gt[..., ::-1].astype(np.float32) / 255, 2.0, bool(grey))
+    ours = lq.astype(float) - gt
+    for level in (60, 128, 190):
+        assert ours[:, level].std() == pytest.approx(expected[:, level].std(), rel=0.08)
+
+
+def test_sharpened_is_basicsr_s(gt):
+    pytest.importorskip('basicsr')
+    from finpercep_plugin.integrations.basicsr import require
+
+    require()
+    from basicsr.utils.img_process_util import usm_sharp
+
+    expected = np.rint(np.clip(usm_sharp(gt.astype(np.float32) / 255), 0, 1) * 255)
+    assert np.abs(sharpen(gt) - expected).max() <= 1 and np.abs(sharpen(gt).astype(int) - gt).max() > 5
+    first = DegradationStage(**OFF)
+    soft, raised = (
+        degrade(gt, 4, DegradationOptions(first=first, sharpen=s), np.random.default_rng(0))[0] for s in (False, True)
+    )
+    assert not np.array_equal(soft, raised)
+
+
+def test_the_last_jpeg_comes_on_either_side_of_the_resize(gt):
+    stage = DegradationStage(**{**OFF, 'jpeg_prob': 1}, jpeg_quality=(30, 30), resize=(2, 2))
+    for share, last in ((0.0, False), (1.0, True)):
+        options = DegradationOptions(first=stage, final=FinalStep(jpeg_last_prob=share))
+        lq, record = degrade(gt, 4, options, np.random.default_rng(0))
+        assert record['first'].get('jpeg_last', False) is last and record['first']['jpeg'] == 30
+        again = np.abs(jpeg(lq, 30).astype(int) - lq).mean()
+        assert (again < 0.5) == last  # coding again what was just coded changes next to nothing
+
+
+def test_the_final_sinc_filter_is_recorded_and_rings(gt):
+    options = {'first': DegradationStage(**OFF)}
+    plain, _ = degrade(gt, 4, DegradationOptions(**options), np.random.default_rng(1))
+    final = FinalStep(sinc_prob=1, kernel_size=(7, 7))
+    filtered, record = degrade(gt, 4, DegradationOptions(**options, final=final), np.random.default_rng(1))
+    assert record['first']['sinc']['size'] == 7 and not np.array_equal(plain, filtered)
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
+        ({'kernels': {'isotropic': 1}}, 'kernels: expected weights of iso'),
+        ({'kernels': {'iso': 0}}, 'not all 0'),
+        ({'kernels': KERNELS, 'blur_sigma': (0, 1)}, 'blur_sigma: expected above 0'),
+        ({'sinc_prob': 0.1}, 'sinc_prob: needs kernels'),
+        ({'beta_plateau': (1.5, 2)}, 'beta_plateau: expected a range around 1'),
+        ({'kernel_size': (7, 20)}, 'kernel_size: expected odd'),
+        ({'resize_prob': (0, 0, 0)}, 'resize_prob: expected shares'),
         ({'blur_prob': 1.5}, 'blur_prob: expected a share'),
         ({'blur_sigma': (2, 1)}, 'blur_sigma: expected 0 <= lowest'),
         ({'jpeg_quality': (0, 90)}, 'jpeg_quality 1-100'),
@@ -111,3 +217,8 @@ def test_gt_that_is_not_divisible_is_refused(gt):
 def test_bad_ranges_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         DegradationStage(**options)
+
+
+def test_a_bad_final_step_is_refused():
+    with pytest.raises(ValueError, match='sinc_prob: expected a share'):
+        FinalStep(sinc_prob=2)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,19 +12,14 @@ import pytest
 from PIL import Image
 
 from finpercep_plugin.data import labels
+from finpercep_plugin.data.features.gabor import GaborFeatures, gabor_features
 from finpercep_plugin.data.fgr_builder import build
 from finpercep_plugin.data.fgr_format import FGRError, decode_png, from_json, read_meta, sample_key
-from finpercep_plugin.data.fgr_options import BuildOptions
+from finpercep_plugin.data.fgr_options import BuildOptions, identity
 from finpercep_plugin.data.fgr_verify import verify
 from finpercep_plugin.data.lmdb_io import Reader, Writer
 
-from .conftest import make_photo
-
-
-def contents(path):
-    """Everything that a set says: all values by key, and meta.json."""
-    reader = Reader(path)
-    return {key: bytes(reader.get(key)) for key in reader.keys()}, read_meta(path)
+from .conftest import contents, make_photo
 
 
 def part(path, index, name):
@@ -52,7 +48,8 @@ def test_stored_terms_are_the_formulas(fgr):
     pixel = np.abs(syn - gt / 255).mean(-1)
     assert pixel.max() > 0.02
     np.testing.assert_allclose(part(fgr, 5, 'pixel') / 65535, pixel, atol=2e-5)
-    feature = labels.feature_term(syn.astype(np.float32), (gt / 255).astype(np.float32), labels.gabor_features)
+    features = (gabor_features(picture.astype(np.float32)) for picture in (syn, gt / 255))
+    feature = labels.feature_term(*features, mask.shape, GaborFeatures.eps)
     np.testing.assert_allclose(2 * part(fgr, 5, 'feature') / 65535, feature, atol=1e-4)
 
 
@@ -61,6 +58,17 @@ def test_p99_is_that_of_all_pixels_of_the_set(fgr):
     for term in labels.TERMS:
         values = np.stack([part(fgr, i, term) for i in range(12)]) / 65535 * labels.SCALES[term]
         assert meta['p99'][term] == pytest.approx(np.quantile(values, 0.99), abs=2 * labels.SCALES[term] / labels.BINS)
+
+
+def test_meta_sums_the_histograms(fgr):
+    meta = read_meta(fgr)
+    for term in labels.TERMS:
+        bins, counts = meta['histograms'][term]
+        total = sum(labels.histogram(part(fgr, i, term)) for i in range(12))
+        assert np.array_equal(np.flatnonzero(total), bins) and np.array_equal(total[bins], counts)
+        summed = np.zeros(labels.BINS, np.int64)
+        summed[bins] = counts
+        assert labels.percentile(summed, 0.99, labels.SCALES[term]) == meta['p99'][term]
 
 
 def test_photos_take_turns(fgr):
@@ -102,28 +110,37 @@ def test_a_stopped_build_keeps_what_was_made(options, fgr, tmp_path):
     assert contents(tmp_path / 'set') == contents(fgr)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_kill_9_then_resume_equals_an_unbroken_build(options, tmp_path, workers):
-    mine = dataclasses.replace(options, out=str(tmp_path / 'set'), count=60, workers=workers)
+def started(options, folder):
+    """A process that builds, commits every 3 samples and prints the number of samples made."""
     script = (
-        'import sys\n'
         'from finpercep_plugin.data import fgr_builder\n'
         'from finpercep_plugin.data.fgr_options import BuildOptions\n'
         'fgr_builder._COMMIT_SAMPLES = 3\n'
         "if __name__ == '__main__':\n"
-        f'    options = BuildOptions(**{dataclasses.asdict(mine)!r} | dict(degradation=BuildOptions().degradation,'
+        f'    options = BuildOptions(**{dataclasses.asdict(options)!r} | dict(degradation=BuildOptions().degradation,'
         ' mask=BuildOptions().mask))\n'
         '    fgr_builder.build(options, lambda done, total: print(done, flush=True))\n'
     )
-    (tmp_path / 'run.py').write_text(script)
-    process = subprocess.Popen([sys.executable, str(tmp_path / 'run.py')], stdout=subprocess.PIPE, text=True)
+    (folder / 'run.py').write_text(script)
+    return subprocess.Popen([sys.executable, str(folder / 'run.py')], stdout=subprocess.PIPE, text=True)
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_kill_9_then_resume_equals_an_unbroken_build(options, tmp_path, workers):
+    mine = dataclasses.replace(options, out=str(tmp_path / 'set'), count=60, workers=workers)
+    process = started(mine, tmp_path)
     children = set()
     for line in process.stdout:
         if int(line) >= 10:
             children = _children(process.pid)
             break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill(process)
     assert 0 < len({k.split('/')[0] for k in Reader(mine.out).keys()}) < 60
     assert verify(mine.out) != []
     report = build(dataclasses.replace(mine, workers=0))
@@ -132,6 +149,35 @@ def test_kill_9_then_resume_equals_an_unbroken_build(options, tmp_path, workers)
     assert contents(mine.out) == contents(tmp_path / 'whole')
     assert verify(mine.out) == []
     _wait_until_gone(children)
+
+
+WAYS = ({}, {'workers': 2}, {'devices': ['cpu']}, {'workers': 1, 'devices': ['cpu']})
+
+
+@pytest.mark.parametrize(
+    ('moments', 'ways'), [(3, WAYS[:1]), pytest.param(20, WAYS, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
+def test_kill_9_at_random_moments_loses_nothing(options, tmp_path, moments, ways):
+    mine = dataclasses.replace(options, out=str(tmp_path / 'set'), count=16 * moments)
+    build(dataclasses.replace(mine, out=str(tmp_path / 'whole')))
+    whole, _ = contents(tmp_path / 'whole')
+    rng, stored, there = random.Random(0), {}, 0
+    for moment in range(moments):
+        process = started(dataclasses.replace(mine, **ways[moment % len(ways)]), tmp_path)
+        wait = there + rng.randrange(1, 14)
+        for line in process.stdout:
+            if int(line) >= wait:
+                break
+        time.sleep(rng.uniform(0, 0.03))
+        kill(process)
+        reader = Reader(mine.out)
+        now = {key: bytes(reader.get(key)) for key in reader.keys()}
+        reader.close()
+        assert stored.items() <= now.items() <= whole.items()
+        stored, there = now, len(now) // 7
+    assert 0 < there < mine.count  # no build came to its end before it was killed
+    assert build(mine).added == mine.count - there
+    assert contents(mine.out) == contents(tmp_path / 'whole') and verify(mine.out) == []
 
 
 def _children(pid):
@@ -163,6 +209,9 @@ def _state(pid):
             r'\$\.producers\[0\]\.number: built with \[0, 2\], asked for \[0, 1\]',
         ),
         ({'mask': BuildOptions().mask.__class__(feather=(0, 0))}, r'\$\.mask\.feather'),
+        ({'batch': 4}, r'\$\.batch: built with 8, asked for 4'),
+        ({'shard': (0, 2)}, r'\$\.shard: built with None, asked for \[0, 2\]'),
+        ({'feature': 'none', 'alpha': 1.0}, r'\$\.feature: built with gabor, asked for none'),
     ],
 )
 def test_other_options_are_refused_and_named(options, fgr, change, message):
@@ -171,8 +220,9 @@ def test_other_options_are_refused_and_named(options, fgr, change, message):
 
 
 def test_spelling_out_a_default_is_no_other_option(options, fgr):
-    spelt = [{'type': 'classical', 'weight': 1, 'number': [0, 2]}]
-    assert build(dataclasses.replace(options, out=str(fgr), producers=spelt)).added == 0
+    spelt = {'producers': [{'type': 'classical', 'weight': 1, 'number': [0, 2]}], 'feature': {'type': 'gabor'}}
+    assert identity(dataclasses.replace(options, **spelt)) == identity(options)
+    assert build(dataclasses.replace(options, out=str(fgr), producers=spelt['producers'])).added == 0
 
 
 def test_other_photos_are_refused(options, tmp_path):
@@ -190,6 +240,14 @@ def test_a_folder_with_something_else_in_it_is_refused(options, tmp_path):
         writer.put({'key': b'value'})
     with pytest.raises(FGRError, match='not an FGR set, choose another folder'):
         build(dataclasses.replace(options, out=str(tmp_path / 'other')))
+
+
+def test_a_lock_that_a_killed_build_left_is_no_obstacle(options, tmp_path):
+    mine = dataclasses.replace(options, out=str(tmp_path / 'set'), count=2)
+    (tmp_path / 'set').mkdir()
+    for name in ('.build.lock', '.meta.json.part', 'lock.mdb'):
+        (tmp_path / 'set' / name).write_bytes(b'')
+    assert build(mine).added == 2 and verify(mine.out) == []
 
 
 def test_two_builds_of_one_set_exclude_each_other(options, tmp_path):
@@ -262,6 +320,9 @@ def test_alpha_is_a_matter_of_reading(options, tmp_path):
         ({'alpha': 1.1}, 'alpha: expected 0 to 1'),
         ({'feature': 'none'}, "alpha: expected 1 with feature 'none'"),
         ({'producers': []}, 'producers: expected at least one'),
+        ({'batch': 0}, 'batch: expected at least 1'),
+        ({'shard': (2, 2)}, r'shard: expected \[i, n\] with 0 <= i < n, got \[2, 2\]'),
+        ({'devices': ['cuda:0', 'cpu']}, 'devices: expected devices of one kind, got cuda:0, cpu'),
     ],
 )
 def test_bad_options_are_refused(options, change, message):

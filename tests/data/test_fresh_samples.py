@@ -1,14 +1,20 @@
 """Samples made of another set's lq: their order, their labels, and the set they make."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from finpercep_plugin.data import labels
+from finpercep_plugin.data.features.gabor import GaborFeatures, gabor_features
+from finpercep_plugin.data.fgr_builder import build
 from finpercep_plugin.data.fgr_dataset import FinPercepFGRDataset
-from finpercep_plugin.data.fgr_format import from_json, read_meta, sample_key
+from finpercep_plugin.data.fgr_format import decode_png, from_json, read_meta, sample_key
 from finpercep_plugin.data.fgr_verify import verify
 from finpercep_plugin.data.fresh_samples import FreshSamples, build_fresh, is_complete
 from finpercep_plugin.data.lmdb_io import Reader
+from finpercep_plugin.data.masks import MaskOptions
+from finpercep_plugin.registry import FEATURES, SEGMENTS
 
 
 @pytest.fixture
@@ -53,10 +59,29 @@ def test_the_set_is_sound_and_its_labels_are_on_the_scale_of_the_source(source, 
         assert np.array_equal(arrays['gt'], origin['gt']) and np.array_equal(arrays['lq'], origin['lq'])
         assert np.array_equal(arrays['sr'], enlarged(samples, i))
         gt = origin['gt'].astype(np.float32) / 255
-        pixel = labels.pixel_term(arrays['syn'], gt) / base['p99']['pixel']
-        feature = labels.feature_term(arrays['syn'], gt, labels.gabor_features) / base['p99']['feature']
+        syn = labels.swap(arrays['sr'], arrays['gt'], arrays['mask'])
+        pixel = labels.pixel_term(syn, gt) / base['p99']['pixel']
+        features = (gabor_features(syn), gabor_features(gt))
+        feature = labels.feature_term(*features, gt.shape[:2], GaborFeatures.eps) / base['p99']['feature']
         expected = 0.5 * np.clip(pixel, 0, 1) + 0.5 * np.clip(feature, 0, 1)
         np.testing.assert_allclose(arrays['map'], expected, atol=1e-3)
+
+
+def test_regions_and_features_are_by_the_networks_of_the_source(options, tiny_dinov3, tiny_sam, tmp_path):
+    segments = {'type': 'sam', 'weights': str(tiny_sam), 'points_per_side': 2, 'overlap': 1.0}
+    mask = MaskOptions(kinds={'semantic': 1}, segments=segments, area=(0.02, 0.6), shapes=(1, 1), feather=(0, 0))
+    build(dataclasses.replace(options, count=2, batch=2, feature=tiny_dinov3, mask=mask, out=str(tmp_path / 'set')))
+    samples = FreshSamples(FinPercepFGRDataset({'dataroot': str(tmp_path / 'set')}), {'type': 'tester'}, seed=7)
+    values = samples(0, enlarged(samples, 0))
+    gt, sr, mask = (decode_png(values[f'00000000/{part}']) for part in ('gt', 'sr', 'mask'))
+    (found,) = SEGMENTS.get('sam')(**{k: v for k, v in segments.items() if k != 'type'})([gt])
+    assert from_json(values['00000000/record'])['mask']['kind'] == 'semantic'
+    assert any(np.array_equal(mask > 0, segment) for segment in found)
+    extractor = FEATURES.get('timm')(**{k: v for k, v in tiny_dinov3.items() if k != 'type'})
+    pictures = np.stack([labels.swap(sr, gt, mask), gt.astype(np.float32) / 255])
+    term = labels.feature_term(*extractor(pictures), gt.shape[:2], extractor.eps)
+    assert term.max() > 1e-3
+    np.testing.assert_allclose(decode_png(values['00000000/feature']) * (2 / 65535), term, atol=1e-4)
 
 
 def test_a_photo_stays_on_its_side(source, samples, fgr, tmp_path):

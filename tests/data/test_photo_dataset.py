@@ -52,7 +52,7 @@ def test_a_seed_fixes_every_item(photos):
 
 def test_split_by_photo(photos):
     val = dataset(photos, photos='val', val_photos=['p3.png'])
-    assert [name for name, _ in val.cache.photos] == ['p3.png']
+    assert [photo.name for photo in val.cache.photos] == ['p3.png']
     assert len(dataset(photos, photos='train', val_photos=['p3.png'])) == 5
 
 

@@ -1,8 +1,8 @@
 import pytest
 
 from finpercep_plugin.data.fgr_format import FGRError
-from finpercep_plugin.data.lmdb_io import MissingKeyError
-from finpercep_plugin.data.set_folder import differences, exclusive, read_or_skip
+from finpercep_plugin.data.lmdb_io import MissingKeyError, StoreError
+from finpercep_plugin.data.set_folder import differences, exclusive, make_folder, read_or_skip
 
 
 def read(name):
@@ -46,3 +46,23 @@ def test_a_folder_is_locked_until_its_build_ends(tmp_path):
                 pass
     with exclusive(tmp_path):
         pass
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(StoreError, match=r'file/set: cannot be written \(Not a directory\)'):
+        make_folder(tmp_path / 'file' / 'set')
+    with (
+        pytest.raises(StoreError, match=r'none: cannot be written \(No such file or directory\)'),
+        exclusive(tmp_path / 'none'),
+    ):
+        pass
+    make_folder(tmp_path / 'a' / 'b')
+    make_folder(tmp_path / 'a' / 'b')
+    assert (tmp_path / 'a' / 'b').is_dir()
+
+
+def test_iterating_comes_to_an_end():
+    with pytest.raises(IndexError):
+        read_or_skip('set', ['a', 'b'], 2, lambda name: name, 'skip')
+    assert read_or_skip('set', ['a', 'b'], -1, lambda name: name, 'raise') == ('b', 'b', 0)
