@@ -1,11 +1,12 @@
-"""Reads an FGR set: lq, gt, sr, syn, mask and the degradation map, augmented alike."""
+"""Reads FGR sets: lq, gt, sr, syn, mask and the degradation map, augmented alike."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from typing import Any, Literal, Mapping
+from typing import Any, Callable, Iterator, Literal, Mapping, Sequence
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,14 +14,20 @@ from torch.utils.data import Dataset
 
 from finpercep_plugin.config import parse
 from finpercep_plugin.data import labels
-from finpercep_plugin.data.fgr_format import PARTS, FGRError, decode_png, read_meta, sample_key
-from finpercep_plugin.data.lmdb_io import Reader
+from finpercep_plugin.data.fgr_format import PARTS, FGRError, decode_png
 from finpercep_plugin.data.loader_options import LoaderOptions
 from finpercep_plugin.data.set_folder import read_or_skip
+from finpercep_plugin.data.shards import Shards
 from finpercep_plugin.registry import DATASETS, nearest
 from finpercep_plugin.rng import keyed_numpy
 
-__all__ = ['FGROptions', 'FinPercepFGRDataset', 'augment', 'local_rng', 'split_photos', 'to_tensor']
+__all__ = ['FIELDS', 'FGROptions', 'FinPercepFGRDataset', 'draw_move', 'local_rng', 'split_photos', 'to_tensor']
+
+FIELDS = ('lq', 'gt', 'sr', 'syn', 'map', 'mask')
+_TURNED = (None, cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
+
+Move = Callable[[str, np.ndarray], np.ndarray]
+"""(name, (h, w) or (h, w, C)) -> a part of the array, perhaps flipped or turned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +35,12 @@ class FGROptions(LoaderOptions):
     """A section under `datasets:`.
 
     Attributes:
-        dataroot: the folder of the set.
+        dataroot: the folder of the set; or several, as a list or a pattern such as 'fgr/shard_*', read as one set.
+        shard_by_rank: of several folders, each process reads only those whose number is its rank modulo the number of
+            processes; the order of the samples then depends on how many there are.
+        fields: what items hold of lq, gt, sr, syn, map and mask; what is not needed for them is not decoded.
+        dtype: 'float32'; or 'uint8', which leaves lq, gt, sr and mask as they are stored, 0 to 255, and gives in place
+            of syn what it is made of: a quarter of the bytes to copy. This project's models take either.
         photos: 'all', or the samples of the training or validation photos; a photo is wholly in one of the two.
         val_fraction: share of the photos that are validation, drawn from their names; unused with `val_photos`.
         val_photos: names of the validation photos, or patterns such as '09?.png'.
@@ -43,7 +55,12 @@ class FGROptions(LoaderOptions):
         on_error: an unreadable sample: 'raise', or 'skip' to the next good one, logged and counted in `skipped`.
     """
 
-    dataroot: str
+    dataroot: list[str] | str
+    shard_by_rank: bool = False
+    fields: list[Literal['lq', 'gt', 'sr', 'syn', 'map', 'mask']] = dataclasses.field(
+        default_factory=lambda: list(FIELDS)
+    )
+    dtype: Literal['float32', 'uint8'] = 'float32'
     photos: Literal['all', 'train', 'val'] = 'all'
     val_fraction: float = 0.2
     val_photos: list[str] | None = None
@@ -67,6 +84,10 @@ class FGROptions(LoaderOptions):
             raise ValueError(f'dilate, smooth: expected at least 0, got {self.dilate}, {self.smooth}')
         if self.limit is not None and self.limit < 1:
             raise ValueError(f'limit: expected at least 1, got {self.limit}')
+        if not self.fields:
+            raise ValueError('fields: expected at least one')
+        if self.phase != 'train' and (self.shard_by_rank or self.dtype == 'uint8'):
+            raise ValueError('shard_by_rank, dtype: uint8: for training only')
 
 
 @DATASETS.register('FinPercepFGRDataset')
@@ -74,7 +95,7 @@ class FinPercepFGRDataset(Dataset):
     """FGR samples as tensors.
 
     An item: `lq` (3, h / scale, w / scale), `gt`, `sr`, `syn` (3, h, w) in [0, 1]; `map` (1, h, w), 1 = fully
-    degraded; `mask` (1, h, w), 1 = sr; `key`, `lq_path`, `gt_path`.
+    degraded; `mask` (1, h, w), 1 = sr; of these, those in `fields`. And `key`, `lq_path`, `gt_path`.
 
     Random draws come from a local generator seeded by torch's global one, which PyTorch seeds in every worker.
 
@@ -91,23 +112,22 @@ class FinPercepFGRDataset(Dataset):
     def __init__(self, opt: Mapping[str, Any]):
         options = parse(FGROptions, opt, f'$.datasets.{opt.get("phase", "train")}')
         self.opt, self.options = dict(opt), options
-        self.meta = read_meta(options.dataroot)
+        self.shards = Shards(options.dataroot, *(ranks() if options.shard_by_rank else (0, 1)))
+        self.root = options.dataroot if isinstance(options.dataroot, str) else ', '.join(options.dataroot)
+        self.meta = self.shards.meta
         built = self.meta['options']
-        if not self.meta['complete']:
-            raise FGRError(
-                f'{options.dataroot}: its build has not finished; run finpercep-build-fgr again to continue it'
-            )
         if options.scale not in (None, built['scale']):
-            raise FGRError(f'{options.dataroot}: built at scale {built["scale"]}, the options say {options.scale}')
+            raise FGRError(f'{self.root}: built at scale {built["scale"]}, the options say {options.scale}')
         self.scale, self.size = built['scale'], built['size']
         crop = options.crop_size
         if crop is not None and not (0 < crop <= self.size and crop % self.scale == 0):
             raise FGRError(f'crop_size: expected a multiple of {self.scale} up to {self.size}, got {crop}')
         if built['feature'] == 'none' and options.alpha not in (None, 1.0):
-            raise FGRError(f'{options.dataroot}: built without a feature term; alpha must be 1, not {options.alpha}')
+            raise FGRError(f'{self.root}: built without a feature term; alpha must be 1, not {options.alpha}')
         self.alpha = self.meta['alpha'] if options.alpha is None else options.alpha
-        self.keys = _choose(self.meta, options)
-        self.reader = Reader(options.dataroot)
+        if self.alpha is None:
+            raise FGRError(f'{self.root}: built with several values of alpha; say which')
+        self.keys = _choose(self.shards, options)
         self.skipped = 0
 
     def __len__(self) -> int:
@@ -118,67 +138,102 @@ class FinPercepFGRDataset(Dataset):
         Raises:
             FGRError: the sample cannot be read, with `on_error: raise`, or none can.
         """
-        options = self.options
-        key, arrays, skipped = read_or_skip(options.dataroot, self.keys, index, self.read, options.on_error)
+        options, small = self.options, self.size // self.scale
+        move = draw_move((small, small), self.scale, options, local_rng)
+        key, item, skipped = read_or_skip(
+            self.root, self.keys, index, lambda key: self._tensors(key, move), options.on_error
+        )
         self.skipped += skipped
-        arrays = augment(arrays, self.scale, options, local_rng)
-        path = f'{options.dataroot}/{key}.png'
-        return {**{k: to_tensor(v) for k, v in arrays.items()}, 'key': key, 'lq_path': path, 'gt_path': path}
+        item['key'] = key
+        item['lq_path'] = item['gt_path'] = f'{self.shards.folder(key)}/{key}.png'
+        return item
 
-    def read(self, key: str) -> dict[str, np.ndarray]:
-        """The sample before augmentation: lq, gt, sr uint8; syn, map, mask float32 in [0, 1].
+    def _tensors(self, key: str, move: Move | None) -> dict[str, Any]:
+        fields, whole, made = self.options.fields, self.options.dtype == 'float32', {}
+        make = to_tensor if whole else to_planes
+        for name, array in self._arrays(key, fields):
+            made[name] = make(array if move is None else move(name, array))
+        if not whole:
+            return made
+        if 'syn' in fields:
+            made['syn'] = torch.lerp(made['gt'], made['sr'], made['mask'])
+        return {name: made[name] for name in fields}
+
+    def photo(self, key: str) -> str:
+        """The name of the photo that a sample was cut from."""
+        return self.shards.photo(key)
+
+    def read(self, key: str, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The sample before augmentation: lq, gt, sr (H, W, 3), mask (H, W), uint8; map (H, W) float32 in [0, 1].
+
+        Args:
+            key: of the sample.
+            fields: what is wanted, those of the options by default; for syn, what it is made of is given.
 
         Raises:
             CorruptValueError: a checksum fails.
             MissingKeyError: a part is missing.
             ValueError: a part has the wrong size.
         """
-        parts = {part: decode_png(self.reader.get(f'{key}/{part}')) for part in PARTS}
-        small, full = (self.size // self.scale,) * 2, (self.size,) * 2
-        for part, array in parts.items():
-            if array.shape[:2] != (small if part == 'lq' else full):
-                raise ValueError(f'{part} is {array.shape[1]}x{array.shape[0]} pixels')
-        terms = {t: labels.from_uint16(parts[t], labels.SCALES[t]) for t in labels.TERMS}
-        label = labels.combine(
-            **terms,
-            alpha=self.alpha,
-            p99=self.meta['p99'],
-            mask=parts['mask'] if self.options.inside_mask else None,
-            dilate=self.options.dilate,
-            smooth=self.options.smooth,
-        )
-        return {
-            'lq': parts['lq'],
-            'gt': parts['gt'],
-            'sr': parts['sr'],
-            'syn': labels.swap(parts['sr'], parts['gt'], parts['mask']),
-            'map': label,
-            'mask': parts['mask'].astype(np.float32) / 255,
-        }
+        return dict(self._arrays(key, self.options.fields if fields is None else fields))
+
+    def _arrays(self, key: str, fields: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """As `read`, one by one: what becomes of a picture is done while it is in the processor's cache."""
+        options, (pictures, others) = self.options, self._parts(fields)
+        store, prefix = self.shards.place(key)
+        with store.borrow() as get:
+            used = {}
+            for part in (*others, *pictures):
+                array = used[part] = decode_png(get(prefix + part))
+                side = self.size // self.scale if part == 'lq' else self.size
+                if array.shape[:2] != (side, side):
+                    raise ValueError(f'{part} is {array.shape[1]}x{array.shape[0]} pixels')
+                if part in pictures:
+                    yield part, array
+            if 'map' in fields:
+                mask = used['mask'] if options.inside_mask else None
+                terms = used.get('pixel'), used.get('feature')
+                yield 'map', labels.combine(*terms, self.alpha, self.meta['p99'], mask, options.dilate, options.smooth)
+
+    def _parts(self, fields: Sequence[str]) -> tuple[list[str], list[str]]:
+        """What is to be decoded: what `read` gives, and what else the map is made of."""
+        wanted = {*fields, *(('gt', 'sr', 'mask') if 'syn' in fields else ())}
+        pictures = [part for part in PARTS if part in wanted]
+        if 'map' not in fields:
+            return pictures, []
+        used = {'pixel': self.alpha > 0, 'feature': self.alpha < 1, 'mask': self.options.inside_mask}
+        return pictures, [part for part in used if used[part] and part not in pictures]
 
 
-def augment(arrays: dict[str, np.ndarray], scale: int, options: Any, make_rng: Any) -> dict[str, np.ndarray]:
-    """The same crop, flip and quarter turn of every array; `make_rng()` is called only when something is to be drawn.
+def draw_move(
+    size: tuple[int, int], scale: int, options: Any, make_rng: Callable[[], np.random.Generator]
+) -> Move | None:
+    """A crop, flip and quarter turn for every array alike; None where there is none.
 
     Args:
-        arrays: (h, w) or (h, w, C); 'lq' is smaller by `scale`.
+        size: of 'lq', which is smaller by `scale` than the others.
         scale: see above.
         options: with `crop_size`, `use_hflip` and `use_rot`, see `FGROptions`.
-        make_rng: makes a numpy generator.
+        make_rng: called only when something is to be drawn.
     """
     if not (options.crop_size or options.use_hflip or options.use_rot):
-        return arrays
-    rng = make_rng()
+        return None
+    rng, (height, width) = make_rng(), size
+    y, x = 0, 0
     if options.crop_size:
         side = options.crop_size // scale
-        height, width = arrays['lq'].shape[:2]
         y, x = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
-        for name, array in arrays.items():
-            unit = 1 if name == 'lq' else scale
-            arrays[name] = array[y * unit : (y + side) * unit, x * unit : (x + side) * unit]
+        height, width = side, side
     flip = options.use_hflip and rng.random() < 0.5
     turns = int(rng.integers(4)) if options.use_rot else 0
-    return {k: np.rot90(v[:, ::-1] if flip else v, turns) for k, v in arrays.items()}
+
+    def move(name: str, array: np.ndarray) -> np.ndarray:
+        unit = 1 if name == 'lq' else scale
+        array = array[y * unit : (y + height) * unit, x * unit : (x + width) * unit]
+        array = cv2.flip(array, 1) if flip else array
+        return cv2.rotate(array, _TURNED[turns]) if turns else array
+
+    return move
 
 
 def split_photos(photos: list[str], val_fraction: float, val_photos: list[str] | None) -> set[str]:
@@ -204,17 +259,23 @@ def split_photos(photos: list[str], val_fraction: float, val_photos: list[str] |
     return set(order[: min(len(photos) - 1, max(1, round(val_fraction * len(photos))))])
 
 
-def _choose(meta: dict[str, Any], options: FGROptions) -> list[str]:
-    names = [name for name, _ in meta['photos']]
-    indices = range(meta['count'])
+def _choose(shards: Shards, options: FGROptions) -> list[str]:
+    names = shards.names
     if options.photos != 'all':
-        used = {names[meta['photo_of'][i]] for i in indices}
-        validation = split_photos([n for n in names if n in used], options.val_fraction, options.val_photos)
-        indices = [i for i in indices if (names[meta['photo_of'][i]] in validation) == (options.photos == 'val')]
-    keys = [sample_key(i) for i in indices][: options.limit]
-    if not keys:
-        raise FGRError(f'{options.dataroot}: no sample left with photos: {options.photos}')
-    return keys
+        used = {shards.photo(name) for name in names}
+        validation = split_photos(sorted(used), options.val_fraction, options.val_photos)
+        names = [name for name in names if (shards.photo(name) in validation) == (options.photos == 'val')]
+    if not names:
+        raise FGRError(f'{", ".join(map(str, shards.folders))}: no sample left with photos: {options.photos}')
+    return names[: options.limit]
+
+
+def ranks() -> tuple[int, int]:
+    """(rank, number of processes) of a distributed run, else (0, 1)."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
 
 
 def local_rng() -> np.random.Generator:
@@ -223,6 +284,16 @@ def local_rng() -> np.random.Generator:
 
 def to_tensor(array: np.ndarray) -> Tensor:
     """(H, W[, C]) uint8 or float32 -> (C, H, W) float32, uint8 scaled to [0, 1]."""
-    planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    tensor = torch.from_numpy(np.ascontiguousarray(planes))
-    return tensor.float().div_(255) if tensor.dtype == torch.uint8 else tensor
+    planes = to_planes(array)
+    if planes.dtype != torch.uint8:
+        return planes
+    return torch.from_numpy(np.divide(planes.numpy(), np.float32(255), dtype=np.float32))
+
+
+def to_planes(array: np.ndarray) -> Tensor:
+    """(H, W[, C]) -> (C, H, W) of the same type."""
+    if array.ndim == 2:
+        return torch.from_numpy(np.ascontiguousarray(array[None]))
+    planes = np.empty((array.shape[2], *array.shape[:2]), array.dtype)
+    cv2.split(array, list(planes))  # several times as fast as numpy's transpose
+    return torch.from_numpy(planes)

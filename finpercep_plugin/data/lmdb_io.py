@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 import zlib
 from pathlib import Path
-from typing import Iterable, Iterator, Mapping
+from typing import Callable, Iterable, Iterator, Mapping
 
 __all__ = ['CorruptValueError', 'MissingKeyError', 'Reader', 'StoreError', 'Writer', 'exists']
 
@@ -103,6 +104,52 @@ def _reason(error: Exception, path: str) -> str:
     return str(error).replace(f'{path}: ', '')
 
 
+class _Loan:
+    """One transaction, with the lock held; see `Reader.borrow`."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __enter__(self) -> Callable[[str], memoryview]:
+        import lmdb
+
+        _handles.lock.acquire()
+        try:
+            try:
+                self._transaction = _handles.get(self.path).begin(buffers=True)
+            except lmdb.MapResizedError:  # it was appended to since it was opened
+                _handles.close(self.path)
+                self._transaction = _handles.get(self.path).begin(buffers=True)
+        except BaseException as error:
+            _handles.lock.release()
+            if isinstance(error, lmdb.Error):
+                raise StoreError(f'{self.path}: cannot be read ({error})') from error
+            raise
+        return self._get
+
+    def __exit__(self, *_: object) -> None:
+        self._transaction.abort()
+        _handles.lock.release()
+
+    def raw(self, key: str) -> memoryview | None:
+        """The value with its checksum; None where there is none."""
+        import lmdb
+
+        try:
+            return self._transaction.get(key.encode())
+        except lmdb.Error as error:
+            raise StoreError(f'{self.path}: cannot be read ({error})') from error
+
+    def _get(self, key: str) -> memoryview:
+        value = self.raw(key)
+        if value is None:
+            raise MissingKeyError(f'{self.path}: no key {key!r}')
+        payload = value[:-_BYTES_OF_CRC]
+        if len(value) < _BYTES_OF_CRC or zlib.crc32(payload) != int.from_bytes(value[-_BYTES_OF_CRC:], 'little'):
+            raise CorruptValueError(f'{self.path}: the value of {key!r} fails its checksum')
+        return payload
+
+
 class Reader:
     """Random access to a store; opened at the first read of each process, so it can be pickled and may cross a fork.
 
@@ -123,13 +170,37 @@ class Reader:
             MissingKeyError: no such key.
             CorruptValueError: the checksum does not match.
         """
-        value = self._read(key)
-        if value is None:
-            raise MissingKeyError(f'{self.path}: no key {key!r}')
-        payload, crc = memoryview(value)[:-_BYTES_OF_CRC], value[-_BYTES_OF_CRC:]
-        if len(value) < _BYTES_OF_CRC or zlib.crc32(payload).to_bytes(_BYTES_OF_CRC, 'little') != crc:
-            raise CorruptValueError(f'{self.path}: the value of {key!r} fails its checksum')
-        return payload
+        with self.borrow() as get:
+            return memoryview(bytes(get(key)))
+
+    def borrow(self) -> _Loan:
+        """A context that gives `get` for many keys, without copies: a payload lies in the file, and is gone when the
+        block is left.
+
+        Other threads that read any store wait meanwhile.
+
+        Raises:
+            StoreError: as of `get`.
+        """
+        return _Loan(self.path)
+
+    def raw(self, key: str) -> bytes:
+        """The value as it is stored, of a store by another tool, whose values end without a checksum.
+
+        Raises:
+            StoreError, MissingKeyError: as of `get`.
+        """
+        with (loan := self.borrow()):
+            value = loan.raw(key)
+            if value is None:
+                raise MissingKeyError(f'{self.path}: no key {key!r}')
+            return bytes(value)
+
+    def lengths(self, keys: Iterable[str]) -> Iterator[int | None]:
+        """Bytes of each value as it is stored; None where there is none."""
+        with (loan := self.borrow()):
+            values = [loan.raw(key) for key in keys]
+            return iter([None if value is None else len(value) for value in values])
 
     def keys(self) -> Iterator[str]:
         """All keys, sorted."""
@@ -147,21 +218,6 @@ class Reader:
         """Give the file back; a later read opens it again."""
         with _handles.lock:
             _handles.close(self.path)
-
-    def _read(self, key: str) -> bytes | None:
-        import lmdb
-
-        with _handles.lock:
-            try:
-                try:
-                    with _handles.get(self.path).begin() as transaction:
-                        return transaction.get(key.encode())
-                except lmdb.MapResizedError:  # it was appended to since it was opened
-                    _handles.close(self.path)
-                    with _handles.get(self.path).begin() as transaction:
-                        return transaction.get(key.encode())
-            except lmdb.Error as error:
-                raise StoreError(f'{self.path}: cannot be read ({error})') from error
 
 
 class Writer:
@@ -206,7 +262,9 @@ class Writer:
                 except lmdb.MapFullError:
                     self._environment.set_mapsize(2 * self._environment.info()['map_size'])
                 except lmdb.Error as error:
-                    full = os.strerror(errno.ENOSPC) in str(error)
+                    # LMDB calls a write that stopped half-way an input/output error.
+                    needed = sum(len(payload) for _, payload in items)
+                    full = os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(self.path).free < needed
                     what = 'the disk is full' if full else 'cannot be written'
                     raise StoreError(f'{self.path}: {what} ({_reason(error, self.path)})') from error
 

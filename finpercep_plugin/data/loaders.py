@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from finpercep_plugin.data.sampler import PositionDataset, PositionSampler
 from finpercep_plugin.integrations.entry import blame
+from finpercep_plugin.rng import key_seed
 
 __all__ = ['train_loader', 'val_loaders']
 
@@ -28,11 +29,13 @@ def train_loader(opt: dict[str, Any], start_iter: int) -> DataLoader:
     total = int(opt['train']['total_iter'])
     if section.get('prefetch_mode'):
         logging.getLogger('basicsr').info('datasets.train.prefetch_mode: not used here; num_worker_per_gpu reads ahead')
+    rank, world, seed = opt['rank'], opt['world_size'], opt['manual_seed']
     with blame('$.datasets.train'):
-        dataset = PositionDataset(
-            build_dataset(section), opt['manual_seed'], section.get('use_shuffle', True) is not False
-        )
-    sampler = PositionSampler(batch * opt['world_size'], opt['rank'], opt['world_size'], start_iter, total)
+        own = build_dataset(section)
+        if section.get('shard_by_rank'):  # then every rank goes through samples of its own
+            seed, rank, world = key_seed(seed, 'rank', rank), 0, 1
+        dataset = PositionDataset(own, seed, section.get('use_shuffle', True) is not False)
+    sampler = PositionSampler(batch * world, rank, world, start_iter, total)
     return DataLoader(
         dataset,
         batch_size=batch,

@@ -11,12 +11,12 @@ import torch
 from torch.utils.data import Dataset
 
 from finpercep_plugin.config import parse
-from finpercep_plugin.data.fgr_dataset import augment, local_rng, to_tensor
+from finpercep_plugin.data.fgr_dataset import draw_move, local_rng, to_tensor
 from finpercep_plugin.data.fgr_format import FGRError, sample_key
-from finpercep_plugin.data.lmdb_io import Reader
 from finpercep_plugin.data.loader_options import LoaderOptions
 from finpercep_plugin.data.preference_format import read_meta, read_pair
 from finpercep_plugin.data.set_folder import read_or_skip
+from finpercep_plugin.data.shards import open_store
 from finpercep_plugin.registry import DATASETS
 
 __all__ = ['FinPercepPreferenceDataset', 'PairNames', 'PreferenceOptions']
@@ -109,7 +109,7 @@ class FinPercepPreferenceDataset(Dataset):
         self.keys = PairNames(self.meta['pairs_of'][: options.limit])
         if not self.keys:
             raise FGRError(f'{options.dataroot}: no pair in its first {len(self.keys.ends)} records')
-        self.reader = Reader(options.dataroot)
+        self.reader = open_store(options.dataroot)
         self.skipped = 0
 
     def _check_sizes(self) -> None:
@@ -134,12 +134,14 @@ class FinPercepPreferenceDataset(Dataset):
         options = self.options
         name, (arrays, info), skipped = read_or_skip(options.dataroot, self.keys, index, self.read, options.on_error)
         self.skipped += skipped
-        arrays = augment(arrays, self.scale, options, local_rng)
+        move = draw_move(arrays['lq'].shape[:2], self.scale, options, local_rng)
         key = name.partition('/')[0]
         path = f'{options.dataroot}/{key}.png'
         info['gap'] = torch.tensor(info['gap'], dtype=torch.float32)
-        return {**{k: to_tensor(v) for k, v in arrays.items()}, **info, 'key': key, 'lq_path': path, 'gt_path': path}
+        tensors = {name: to_tensor(move(name, array) if move else array) for name, array in arrays.items()}
+        return {**tensors, **info, 'key': key, 'lq_path': path, 'gt_path': path}
 
     def read(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The pair before augmentation, see `read_pair`."""
-        return read_pair(self.reader.get, name, self.scale, self.meta['gt'])
+        with self.reader.borrow() as get:
+            return read_pair(get, name, self.scale, self.meta['gt'])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from finpercep_plugin.algorithms.preferences import best_worst_pairs
+from finpercep_plugin.data.card import write_card
 from finpercep_plugin.data.fgr_format import (
     FGRError,
     decode_png,
@@ -201,6 +202,7 @@ def open_set(
             if not gaps:
                 summary = summarise(writer.reader, len(writer.present))
                 write_meta(out, {**meta, **summary, 'complete': True})
+                write_card(out, {**meta, **summary})
 
 
 def summarise(reader: Reader, count: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from finpercep_plugin.config import arguments, build, collect, parse
+from finpercep_plugin.data.batches import to_floats
 from finpercep_plugin.generator_section import build_generator, split_section
 from finpercep_plugin.images import write_png
 from finpercep_plugin.models.base_model import FinPercepModel
@@ -114,8 +115,9 @@ class GeneratorModel(FinPercepModel):
         }
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        """lq (B, 3, h, w), gt (B, 3, H, W), in [0, 1]."""
-        self.lq, self.gt = data['lq'].to(self.device), data['gt'].to(self.device) if 'gt' in data else None
+        """lq (B, 3, h, w), gt (B, 3, H, W), in [0, 1], or uint8."""
+        data = to_floats(data, ('lq', 'gt') if 'gt' in data else ('lq',), self.device)
+        self.lq, self.gt = data['lq'], data.get('gt')
 
     def sample_ids(self, current_iter: int, batch: int) -> list[int]:
         """Global indices of this rank's samples of this iteration: the same for any number of ranks."""

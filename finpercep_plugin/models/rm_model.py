@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 from finpercep_plugin.config import arguments, build, check_file, collect, parse
+from finpercep_plugin.data.batches import to_floats
 from finpercep_plugin.generators.checkpoint import write_weights
 from finpercep_plugin.metrics.rm_metrics import map_sums, order_accuracy, summarise_maps
 from finpercep_plugin.models.base_model import FinPercepModel
@@ -143,8 +144,8 @@ class FinPercepRMModel(FinPercepModel):
             self.init_training(settings, self.net_g.param_groups(), rates)
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        """FGR batch: sr, syn, gt (B, 3, H, W) in [0, 1]; map and mask (B, 1, H, W)."""
-        self.data = {k: data[k].to(self.device) for k in ('sr', 'syn', 'gt', 'map', 'mask')}
+        """FGR batch: sr, syn, gt (B, 3, H, W) in [0, 1]; map and mask (B, 1, H, W). Or uint8, see `to_floats`."""
+        self.data = to_floats(data, ('sr', 'syn', 'gt', 'map', 'mask'), self.device)
 
     def losses(self, current_iter: int) -> tuple[Tensor, dict[str, Tensor]]:
         """L_map, L_rank, L_align and their parts; one pass over sr, syn and gt together."""
