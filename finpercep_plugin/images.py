@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import BinaryIO, Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,32 +24,38 @@ class ImageError(ValueError):
         reason: why, without the path; the message has both.
     """
 
-    def __init__(self, path: str | Path, reason: str):
+    def __init__(self, path: str | Path | BinaryIO, reason: str):
         self.reason = reason
         super().__init__(f'{path}: {reason}')
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path | BinaryIO) -> np.ndarray:
     """The picture as a viewer shows it: (H, W, 3) uint8 RGB.
 
     EXIF rotation is applied; grey, palette and CMYK pictures become RGB; transparent pixels are laid on white; of 16-bit files the high byte is
     taken (what Pillow does with 16-bit RGB); float files hold [0, 1]; of animations and multi-page files the first frame. Colour profiles are not
     applied, as in training.
 
+    Args:
+        path: the file, or its content, open for reading.
+
     Raises:
-        ImageError: missing, truncated, not a picture, float values outside [0, 1], or over Pillow's limit of about 179 megapixels.
+        ImageError: missing, truncated, not a regular file, not a picture, float values outside [0, 1], or over Pillow's
+            limit of about 179 megapixels.
     """
     try:
+        if isinstance(path, (str, Path)) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(path, 'not a regular file')  # opening a pipe would wait for a writer
         with Image.open(path) as image:
             image.load()
             upright = ImageOps.exif_transpose(image) or image
             return np.array(_to_rgb(upright), dtype=np.uint8)
     except FileNotFoundError:
         raise ImageError(path, 'no such file') from None
-    except MemoryError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and more
-        reason = ' '.join(str(error).replace(repr(str(path)), 'it').split())
+        reason = ' '.join(str(error).replace(repr(str(path)), 'it').replace(repr(path), 'it').split())
         raise ImageError(path, f'cannot be read as an image ({reason})') from error
 
 
@@ -78,6 +85,7 @@ def list_images(sources: Sequence[str | Path], skip: Iterable[str | Path] = ()) 
 
     Raises:
         FileNotFoundError: a source that is not there.
+        ImageError: a folder that cannot be listed.
     """
     skipped = {Path(s).absolute() for s in skip}
     found: dict[Path, None] = {}
@@ -93,10 +101,14 @@ def list_images(sources: Sequence[str | Path], skip: Iterable[str | Path] = ()) 
 
 def _walk(folder: Path, skipped: set[Path]) -> list[Path]:
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [f for f in folders if not f.startswith('.') and Path(parent, f) not in skipped]
         files += [Path(parent, n) for n in names if not n.startswith('.') and Path(n).suffix.lower() in SUFFIXES]
     return sorted(files, key=lambda f: f.relative_to(folder).parts)
+
+
+def _refuse(error: OSError) -> None:
+    raise ImageError(error.filename, f'cannot be listed ({error.strerror})') from error
 
 
 def write_png(path: str | Path, image: np.ndarray) -> Path:

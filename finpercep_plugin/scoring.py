@@ -152,7 +152,10 @@ class Scorer:
         if not np.isfinite([score, mean, top]).all():
             return Row(name, w, h, error=f'the model gave score {score}, map mean {mean}')
         if self.maps is not None:
-            write_png(map_path(self.maps, name), overlay(picture, values))
+            try:
+                write_png(map_path(self.maps, name), overlay(picture, values))
+            except OSError as error:  # a full disk, or a name that is too long with .map.png behind it
+                return Row(name, w, h, score, mean, top, f'its map cannot be written ({error.strerror or error})')
         return Row(name, w, h, score, mean, top)
 
     def _failed(self, name: str, picture: np.ndarray, error: BaseException) -> Row:

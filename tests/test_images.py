@@ -1,3 +1,6 @@
+import io
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -81,3 +84,29 @@ def test_listing_is_recursive_sorted_and_once(tmp_path):
 def test_listing_names_a_missing_source(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere: no such file or folder'):
         list_images([tmp_path / 'nowhere'])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.png')
+    with pytest.raises(ImageError, match='pipe.png: not a regular file'):
+        read_image(tmp_path / 'pipe.png')
+
+
+def test_a_file_that_is_open_is_read(tmp_path):
+    picture = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    write_png(tmp_path / 'a.png', picture)
+    assert (read_image(io.BytesIO((tmp_path / 'a.png').read_bytes())) == picture).all()
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    (tmp_path / 'closed').mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith('closed'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    with pytest.raises(ImageError, match=r'closed: cannot be listed \(Permission denied\)'):
+        list_images([tmp_path])

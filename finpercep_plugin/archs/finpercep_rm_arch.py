@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,6 +252,10 @@ class FinPercepRM(nn.Module):
             raise FileNotFoundError(f'FinPercep-RM weights not found at {path.absolute()}')
         try:
             file = torch.load(path, map_location='cpu', weights_only=True)
+        except pickle.UnpicklingError as error:  # without torch's advice to load it without restrictions
+            raise ValueError(
+                f'{path} is not a readable weight file: it holds more than tensors and plain values'
+            ) from error
         except Exception as error:  # torch raises a dozen types for a broken file; each means the same to the user
             raise ValueError(f'{path} is not a readable weight file: {error}') from error
         if not isinstance(file, dict) or not {'params', 'arch'} <= set(file):

@@ -1,4 +1,7 @@
-"""One self-contained HTML page of results: text, tables with intervals, curves, pictures. Opens from disk, with no network and no script."""
+"""One self-contained HTML page of results: text, tables with intervals, curves, pictures.
+
+Opens from disk, with no network, and no script but that of a page's `extra`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from finpercep_plugin.report.bootstrap import Interval
 from finpercep_plugin.report.chart import COLOURS, Chart, svg
 from finpercep_plugin.visual import colour_map
 
-__all__ = ['Cell', 'Page', 'PictureRow', 'data_uri']
+__all__ = ['Cell', 'Page', 'PictureRow', 'data_uri', 'map_legend']
 
 Cell = Union[str, int, float, Interval, None]
 
@@ -56,10 +59,11 @@ class Page:
     Args:
         title: heading and window title.
         jpeg_above: pictures with more pixels than this are embedded as JPEG of quality 92, the others exactly, as PNG.
+        extra: name of a further style sheet and script in this package, such as 'sheet' of sheet.css and sheet.js.
     """
 
-    def __init__(self, title: str, jpeg_above: int = 512 * 512):
-        self.title, self.jpeg_above = title, jpeg_above
+    def __init__(self, title: str, jpeg_above: int = 512 * 512, extra: str = ''):
+        self.title, self.jpeg_above, self.extra = title, jpeg_above, extra
         self._sections: list[str] = []
 
     def intro(self, *paragraphs: str) -> Page:
@@ -132,22 +136,27 @@ class Page:
             parts.append(
                 f'<h3 class="photo">{escape(row.name)}</h3><div class="row" style="--n:{len(columns)}">{cells}</div>'
             )
-        return self._section(heading, ''.join(parts) + (_scale() if map_scale else '') + _note(note))
+        return self._section(heading, ''.join(parts) + (map_legend() if map_scale else '') + _note(note))
 
     def made(self, command: str, facts: Mapping[str, object]) -> Page:
         """How this page was made: the command to repeat it, and facts such as seed, machine, versions, time."""
         items = ''.join(f'<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>' for k, v in facts.items())
         return self._section('How this was made', f'<pre>{escape(command)}</pre><dl>{items}</dl>')
 
+    def content(self, heading: str, html: str) -> Page:
+        """A section of ready HTML."""
+        return self._section(heading, html)
+
     def html(self) -> str:
         """The whole page."""
-        style = resources.files('finpercep_plugin.report').joinpath('page.css').read_text(encoding='utf-8')
+        style = _resource('page.css') + (_resource(f'{self.extra}.css') if self.extra else '')
+        script = f'<script>\n{_resource(self.extra + ".js")}</script>\n' if self.extra else ''
         title = escape(self.title)
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<title>{title}</title>\n<style>\n{style}</style></head>\n'
-            f'<body><main><h1>{title}</h1>\n' + '\n'.join(self._sections) + '\n</main></body></html>\n'
+            f'<body><main><h1>{title}</h1>\n' + '\n'.join(self._sections) + f'\n</main>{script}</body></html>\n'
         )
 
     def write(self, path: str | Path) -> Path:
@@ -173,6 +182,10 @@ class Page:
         return f'<figure>{picture}<figcaption>{name} <span>{escape(caption)}</span></figcaption></figure>'
 
 
+def _resource(name: str) -> str:
+    return resources.files('finpercep_plugin.report').joinpath(name).read_text(encoding='utf-8')
+
+
 def _cell(cell: Cell, digits: int) -> str:
     if cell is None or (isinstance(cell, (float, np.floating)) and math.isnan(cell)):
         return '\u2013'
@@ -188,7 +201,8 @@ def _signed(value: float, digits: int) -> str:
     return f'{value:.{digits}f}'.replace('-', '\u2212')
 
 
-def _scale() -> str:
+def map_legend() -> str:
+    """The colours of degradation maps, as HTML."""
     colours = ', '.join('rgb({}, {}, {})'.format(*c) for c in colour_map(np.linspace(0, 1, 6)[None])[0])
     return (
         f'<div class="scale">clean 0 <i style="background:linear-gradient(to right, {colours})"></i> 1 degraded</div>'

@@ -1,0 +1,3 @@
+"""A set to show."""
+
+from tests.data.conftest import fgr, options, photos  # noqa: F401
