@@ -35,6 +35,8 @@ GENERATORS = [
     'timm>=0.9.16',
     'spandrel',
 ]
+FGR = ['spandrel', 'timm>=1.0.20', 'transformers>=4.35', 'scikit-image']  # DINOv3 came with timm 1.0.20
+RAY = ['ray[data]']
 TESTS = [
     'pytest',
     'pytest-timeout',
@@ -43,6 +45,7 @@ TESTS = [
     'setuptools<81',  # pkg_resources, which openai-clip and pytorch_wavelets import
     'scikit-image',
     'scikit-learn',
+    'webdataset',
     'PyWavelets',
     'pytorch_wavelets',
     'matplotlib',
@@ -75,8 +78,10 @@ setup(
     extras_require={
         'generators': GENERATORS,
         'basicsr': BASICSR,
+        'fgr': FGR,
+        'ray': RAY,
         'replication': [*BASICSR, 'matplotlib'],
-        'dev': [*BASICSR, *GENERATORS, *TESTS],
+        'dev': [*BASICSR, *GENERATORS, *FGR, *TESTS],
     },
     entry_points={
         'console_scripts': [
@@ -87,6 +92,9 @@ setup(
             'finpercep-export = finpercep_plugin.cli.export_generator:main',
             'finpercep-build-fgr = finpercep_plugin.cli.build_fgr:main',
             'finpercep-build-preferences = finpercep_plugin.cli.build_preferences:main',
+            'finpercep-check-data = finpercep_plugin.cli.check_data:main',
+            'finpercep-export-fgr = finpercep_plugin.cli.export_fgr:main',
+            'finpercep-show-fgr = finpercep_plugin.cli.show_fgr:main',
             'finpercep-quickstart = finpercep_plugin.cli.quickstart:main',
             'finpercep-tiny-checkpoints = finpercep_plugin.cli.tiny_checkpoints:main',
             'finpercep-options = finpercep_plugin.cli.options:main',

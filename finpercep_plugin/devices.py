@@ -20,7 +20,7 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f'unknown device {name!r}; expected auto, cpu, cuda or cuda:N') from None
     if device.type == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(f'{name} was asked for, but torch sees no GPU; use --device cpu')
+        raise ValueError(f'{name} was asked for, but torch sees no GPU; use cpu')
     return device
 
 
