@@ -28,6 +28,8 @@ __all__ = ['Run', 'Task', 'run_here']
 Task = tuple[int, Sequence[int]]
 """Number of a block, and the indices of the samples that are wanted of it."""
 
+_THREADS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+
 Run = Callable[[Sequence[Photo], BuildOptions], Callable[[Sequence[Task]], Iterator[dict[str, bytes]]]]
 """(photos, options) -> (tasks -> the values of each task by key, in their order).
 
@@ -95,7 +97,7 @@ def _processes(photos: Sequence[Photo], options: BuildOptions, part: Part, worke
     )
 
     def submit(method: str, *args: Any) -> Future:
-        with _deaf():
+        with _deaf(), _one_thread_each():
             return pool.submit(_work, method, *args)
 
     try:
@@ -107,6 +109,21 @@ def _processes(photos: Sequence[Photo], options: BuildOptions, part: Part, worke
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """In processes started inside, numpy and torch keep one thread: as many as there are cores would fight for them."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, '1'))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
