@@ -76,6 +76,7 @@ def test_ctrl_c_ends_the_workers_too_and_keeps_what_is_made(photos, tmp_path):
         [*map(str, command), '--count', '100000', '--size', '32', '--workers', '2'],
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     told = b''
     while not re.search(rb'\| [1-9]\d*/100000', told):
