@@ -37,6 +37,7 @@ GENERATORS = [
 ]
 FGR = ['spandrel', 'timm>=1.0.20', 'transformers>=4.35', 'scikit-image']  # DINOv3 came with timm 1.0.20
 RAY = ['ray[data]']
+STUDY = ['fastapi>=0.110', 'uvicorn>=0.27', 'matplotlib', 'scipy', 'krippendorff']
 TESTS = [
     'pytest',
     'pytest-timeout',
@@ -45,9 +46,12 @@ TESTS = [
     'setuptools<81',  # pkg_resources, which openai-clip and pytorch_wavelets import
     'scikit-image',
     'scikit-learn',
+    'webdataset',
     'PyWavelets',
     'pytorch_wavelets',
-    'matplotlib',
+    'httpx',  # the test client of the user study
+    'schemathesis>=4',
+    'playwright',
 ]
 
 setup(
@@ -58,7 +62,9 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['finpercep_plugin', 'finpercep_plugin.*']),
-    package_data={'finpercep_plugin': ['options/*.yml', 'report/*.html', 'report/*.css', 'report/*.js']},
+    package_data={
+        'finpercep_plugin': ['options/*.yml', 'report/*.html', 'report/*.css', 'report/*.js', 'study/page/*']
+    },
     cmdclass={'build_py': BuildWithStartup},
     python_requires='>=3.10',
     # Floors only, so that installing into a repository with old pins upgrades nothing. The tests that need no extra
@@ -79,8 +85,9 @@ setup(
         'basicsr': BASICSR,
         'fgr': FGR,
         'ray': RAY,
+        'study': STUDY,
         'replication': [*BASICSR, 'matplotlib'],
-        'dev': [*BASICSR, *GENERATORS, *FGR, *TESTS],
+        'dev': [*BASICSR, *GENERATORS, *FGR, *STUDY, *TESTS],
     },
     entry_points={
         'console_scripts': [
@@ -92,7 +99,10 @@ setup(
             'finpercep-build-fgr = finpercep_plugin.cli.build_fgr:main',
             'finpercep-build-preferences = finpercep_plugin.cli.build_preferences:main',
             'finpercep-check-data = finpercep_plugin.cli.check_data:main',
+            'finpercep-export-fgr = finpercep_plugin.cli.export_fgr:main',
             'finpercep-show-fgr = finpercep_plugin.cli.show_fgr:main',
+            'finpercep-report = finpercep_plugin.cli.report:main',
+            'finpercep-user-study = finpercep_plugin.cli.user_study:main',
             'finpercep-quickstart = finpercep_plugin.cli.quickstart:main',
             'finpercep-tiny-checkpoints = finpercep_plugin.cli.tiny_checkpoints:main',
             'finpercep-options = finpercep_plugin.cli.options:main',

@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+torch.set_num_threads(
+    1
+)  # two gain nothing on tiny tensors, and fight for the cores with the processes that tests start
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 SHARED = Path(os.environ.get('FINPERCEP_SHARED', Path(__file__).resolve().parents[2] / 'shared'))
 
 

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ['README.md', 'CHANGELOG.md', 'docs/architecture.md', 'docs/adding.md', 'docs/measured.md', 'docs/replication.md', 'docs/bad_input.md']
+PAGES = [
+    'README.md',
+    'CHANGELOG.md',
+    'docs/architecture.md',
+    'docs/adding.md',
+    'docs/measured.md',
+    'docs/replication.md',
+    'docs/bad_input.md',
+    'docs/user_study.md',
+]
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -140,8 +140,8 @@ def _fgr_rows(data: str, samples: int) -> list[_Row]:
 
 
 def _values(shards: Any, key: str, parts: Sequence[str]) -> list[bytes]:
-    with shards.borrow(key) as get:
-        return [bytes(get(part)) for part in parts]
+    store, prefix = shards.place(key)
+    return [bytes(store.get(prefix + part)) for part in parts]
 
 
 def _basicsr_rows(data: str, samples: int, folder: Path) -> list[_Row]:

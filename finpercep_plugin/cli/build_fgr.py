@@ -51,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar='D',
         help='where the networks run, such as cuda:0 cuda:1 (default: in the workers)',
     )
+    parser.add_argument(
+        '--ray',
+        metavar='ADDRESS',
+        help="build on this Ray cluster; 'local' starts one here for the time being; no effect on the result",
+    )
     parser.add_argument('--shard', type=_shard, metavar='I/N', help='make only the I-th of N parts, I from 0')
     parser.add_argument('--merge', nargs='+', metavar='SHARD', help='put finished shards together in --out')
     parser.add_argument('--alpha', type=float, metavar='A', help='weight of the pixel term in the map (default: 0.5)')
@@ -77,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError('--merge: takes no photos and no --shard; it copies finished shards')
         if not (options.photos or args.verify or args.merge):
             raise ValueError('--photos: name folders of photos or image files')
-        skipped = _build(options, args.merge, args.quiet) if options.photos or args.merge else 0
+        skipped = _build(options, args.merge, args.ray, args.quiet) if options.photos or args.merge else 0
         problems = _verify(options.out, args.quiet) if args.verify else 0
     except (ValueError, OSError, ImportError) as error:
         print(f'finpercep-build-fgr: {error}', file=sys.stderr)
@@ -113,13 +118,16 @@ def _shard(text: str) -> list[int]:
     return [number, shards]
 
 
-def _build(options: Any, shards: list[str] | None, quiet: bool) -> int:
+def _build(options: Any, shards: list[str] | None, ray: str | None, quiet: bool) -> int:
     """Build or merge; the number of photos skipped."""
     from tqdm import tqdm
 
     from finpercep_plugin.data.fgr_builder import build
     from finpercep_plugin.data.fgr_merge import merge
+    from finpercep_plugin.data.fgr_runs import run_here
+    from finpercep_plugin.data.ray_build import on_ray
 
+    run = on_ray(ray) if ray else run_here
     with tqdm(unit='sample', desc='merging' if shards else 'building', smoothing=0.05, disable=quiet) as bar:
 
         def tell(done: int, total: int) -> None:
@@ -128,7 +136,7 @@ def _build(options: Any, shards: list[str] | None, quiet: bool) -> int:
                 bar.initial = done
             bar.update(done - bar.n)
 
-        report = merge(shards, options.out, tell) if shards else build(options, tell)
+        report = merge(shards, options.out, tell) if shards else build(options, tell, run)
     for name, reason in report.skipped:
         print(f'skipped {name}: {reason}', file=sys.stderr)
     if not quiet:

@@ -72,7 +72,9 @@ def _run(args: argparse.Namespace, train: list[Path], held_out: list[Path], bega
     _announce('Measuring before and after on held-out crops')
     weights = {'before': start.weights('generator'), 'after': start.weights('refl'), 'rm': start.weights('rm_2')}
     weights['held_out_rm'] = start.weights('held_out_rm')
-    figures = measure(start.data('held_out'), start.out / 'scores', start.generator_section(), weights, args.seed, start.l2)
+    figures = measure(
+        start.data('held_out'), start.out / 'scores', start.generator_section(), weights, args.seed, start.l2
+    )
     page = write_page(start, figures, ' '.join(['finpercep-quickstart', *sys.argv[1:]]))
     for name, interval in verdict(figures).items():
         print(f'{name:34s} {interval}')

@@ -37,4 +37,4 @@ def to_floats(data: Mapping[str, Any], names: Sequence[str], device: torch.devic
 
 def _float(tensor: Tensor, device: torch.device | str) -> Tensor:
     tensor = tensor.to(device, non_blocking=True)
-    return tensor.float().mul_(1 / 255) if tensor.dtype == torch.uint8 else tensor
+    return tensor.float().div_(255) if tensor.dtype == torch.uint8 else tensor

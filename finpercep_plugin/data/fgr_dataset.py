@@ -26,6 +26,9 @@ __all__ = ['FIELDS', 'FGROptions', 'FinPercepFGRDataset', 'draw_move', 'local_rn
 FIELDS = ('lq', 'gt', 'sr', 'syn', 'map', 'mask')
 _TURNED = (None, cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
 
+Move = Callable[[str, np.ndarray], np.ndarray]
+"""(name, (h, w) or (h, w, C)) -> a part of the array, perhaps flipped or turned."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FGROptions(LoaderOptions):
@@ -137,19 +140,24 @@ class FinPercepFGRDataset(Dataset):
         """
         options, small = self.options, self.size // self.scale
         move = draw_move((small, small), self.scale, options, local_rng)
-
-        def tensors(key: str) -> dict[str, Tensor]:
-            make = to_tensor if options.dtype == 'float32' else to_planes
-            return {name: make(move(name, array)) for name, array in self._arrays(key, options.fields)}
-
-        key, item, skipped = read_or_skip(self.root, self.keys, index, tensors, options.on_error)
+        key, item, skipped = read_or_skip(
+            self.root, self.keys, index, lambda key: self._tensors(key, move), options.on_error
+        )
         self.skipped += skipped
-        if options.dtype == 'float32':
-            if 'syn' in options.fields:
-                item['syn'] = torch.lerp(item['gt'], item['sr'], item['mask'])
-            item = {name: item[name] for name in options.fields}
-        path = f'{self.shards.folder(key)}/{key}.png'
-        return {**item, 'key': key, 'lq_path': path, 'gt_path': path}
+        item['key'] = key
+        item['lq_path'] = item['gt_path'] = f'{self.shards.folder(key)}/{key}.png'
+        return item
+
+    def _tensors(self, key: str, move: Move | None) -> dict[str, Any]:
+        fields, whole, made = self.options.fields, self.options.dtype == 'float32', {}
+        make = to_tensor if whole else to_planes
+        for name, array in self._arrays(key, fields):
+            made[name] = make(array if move is None else move(name, array))
+        if not whole:
+            return made
+        if 'syn' in fields:
+            made['syn'] = torch.lerp(made['gt'], made['sr'], made['mask'])
+        return {name: made[name] for name in fields}
 
     def photo(self, key: str) -> str:
         """The name of the photo that a sample was cut from."""
@@ -172,17 +180,16 @@ class FinPercepFGRDataset(Dataset):
     def _arrays(self, key: str, fields: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
         """As `read`, one by one: what becomes of a picture is done while it is in the processor's cache."""
         options, (pictures, others) = self.options, self._parts(fields)
-        with self.shards.borrow(key) as get:
+        store, prefix = self.shards.place(key)
+        with store.borrow() as get:
             used = {}
             for part in (*others, *pictures):
-                array = decode_png(get(part))
+                array = used[part] = decode_png(get(prefix + part))
                 side = self.size // self.scale if part == 'lq' else self.size
                 if array.shape[:2] != (side, side):
                     raise ValueError(f'{part} is {array.shape[1]}x{array.shape[0]} pixels')
                 if part in pictures:
                     yield part, array
-                if part in ('pixel', 'feature', 'mask'):
-                    used[part] = array
             if 'map' in fields:
                 mask = used['mask'] if options.inside_mask else None
                 terms = used.get('pixel'), used.get('feature')
@@ -200,8 +207,8 @@ class FinPercepFGRDataset(Dataset):
 
 def draw_move(
     size: tuple[int, int], scale: int, options: Any, make_rng: Callable[[], np.random.Generator]
-) -> Callable[[str, np.ndarray], np.ndarray]:
-    """A crop, flip and quarter turn, as a function (name, (h, w) or (h, w, C)) -> array, the same for every array.
+) -> Move | None:
+    """A crop, flip and quarter turn for every array alike; None where there is none.
 
     Args:
         size: of 'lq', which is smaller by `scale` than the others.
@@ -210,7 +217,7 @@ def draw_move(
         make_rng: called only when something is to be drawn.
     """
     if not (options.crop_size or options.use_hflip or options.use_rot):
-        return lambda name, array: array
+        return None
     rng, (height, width) = make_rng(), size
     y, x = 0, 0
     if options.crop_size:
@@ -280,7 +287,7 @@ def to_tensor(array: np.ndarray) -> Tensor:
     planes = to_planes(array)
     if planes.dtype != torch.uint8:
         return planes
-    return torch.from_numpy(np.multiply(planes.numpy(), np.float32(1 / 255), dtype=np.float32))
+    return torch.from_numpy(np.divide(planes.numpy(), np.float32(255), dtype=np.float32))
 
 
 def to_planes(array: np.ndarray) -> Tensor:

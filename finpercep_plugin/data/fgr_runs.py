@@ -28,6 +28,8 @@ __all__ = ['Run', 'Task', 'run_here']
 Task = tuple[int, Sequence[int]]
 """Number of a block, and the indices of the samples that are wanted of it."""
 
+_THREADS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+
 Run = Callable[[Sequence[Photo], BuildOptions], Callable[[Sequence[Task]], Iterator[dict[str, bytes]]]]
 """(photos, options) -> (tasks -> the values of each task by key, in their order).
 
@@ -93,8 +95,13 @@ def _processes(photos: Sequence[Photo], options: BuildOptions, part: Part, worke
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context('spawn'), _start_worker, (list(photos), options, part)
     )
+
+    def submit(method: str, *args: Any) -> Future:
+        with _deaf(), _one_thread_each():
+            return pool.submit(_work, method, *args)
+
     try:
-        yield lambda method, *args: pool.submit(_work, method, *args)
+        yield submit
     except BrokenProcessPool as error:
         raise FGRError(
             'a worker process was killed (memory?) or could not start (a script that calls build needs '
@@ -102,6 +109,34 @@ def _processes(photos: Sequence[Photo], options: BuildOptions, part: Part, worke
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """In processes started inside, numpy and torch keep one thread: as many as there are cores would fight for them."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, '1'))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started inside never hear of Ctrl-C, which is for the parent: it ends its workers."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set this
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -156,7 +191,7 @@ def _start_worker(photos: list[Photo], options: BuildOptions, part: Part) -> Non
     import cv2
 
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where the parent was in another thread
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _maker = BlockMaker(photos, options, part)
 

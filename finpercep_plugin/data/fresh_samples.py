@@ -83,8 +83,7 @@ class FreshSamples:
         }
 
     def _photo(self, key: str) -> str:
-        meta = self.source.meta
-        return meta['photos'][meta['photo_of'][int(key)]][0]
+        return self.source.photo(key)
 
 
 def build_fresh(out: Path, samples: FreshSamples, count: int, made: Iterable[tuple[Sequence[int], np.ndarray]]) -> None:

@@ -6,15 +6,13 @@ ignore bytes after the end of the picture, so other tools can still decode a raw
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import functools
 import os
 import shutil
 import threading
 import zlib
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping
+from typing import Callable, Iterable, Iterator, Mapping
 
 __all__ = ['CorruptValueError', 'MissingKeyError', 'Reader', 'StoreError', 'Writer', 'exists']
 
@@ -106,6 +104,52 @@ def _reason(error: Exception, path: str) -> str:
     return str(error).replace(f'{path}: ', '')
 
 
+class _Loan:
+    """One transaction, with the lock held; see `Reader.borrow`."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __enter__(self) -> Callable[[str], memoryview]:
+        import lmdb
+
+        _handles.lock.acquire()
+        try:
+            try:
+                self._transaction = _handles.get(self.path).begin(buffers=True)
+            except lmdb.MapResizedError:  # it was appended to since it was opened
+                _handles.close(self.path)
+                self._transaction = _handles.get(self.path).begin(buffers=True)
+        except BaseException as error:
+            _handles.lock.release()
+            if isinstance(error, lmdb.Error):
+                raise StoreError(f'{self.path}: cannot be read ({error})') from error
+            raise
+        return self._get
+
+    def __exit__(self, *_: object) -> None:
+        self._transaction.abort()
+        _handles.lock.release()
+
+    def raw(self, key: str) -> memoryview | None:
+        """The value with its checksum; None where there is none."""
+        import lmdb
+
+        try:
+            return self._transaction.get(key.encode())
+        except lmdb.Error as error:
+            raise StoreError(f'{self.path}: cannot be read ({error})') from error
+
+    def _get(self, key: str) -> memoryview:
+        value = self.raw(key)
+        if value is None:
+            raise MissingKeyError(f'{self.path}: no key {key!r}')
+        payload = value[:-_BYTES_OF_CRC]
+        if len(value) < _BYTES_OF_CRC or zlib.crc32(payload) != int.from_bytes(value[-_BYTES_OF_CRC:], 'little'):
+            raise CorruptValueError(f'{self.path}: the value of {key!r} fails its checksum')
+        return payload
+
+
 class Reader:
     """Random access to a store; opened at the first read of each process, so it can be pickled and may cross a fork.
 
@@ -129,17 +173,16 @@ class Reader:
         with self.borrow() as get:
             return memoryview(bytes(get(key)))
 
-    @contextlib.contextmanager
-    def borrow(self) -> Iterator[Callable[[str], memoryview]]:
-        """`get` for many keys at once, without copies: a payload lies in the file, and is gone when the block is left.
+    def borrow(self) -> _Loan:
+        """A context that gives `get` for many keys, without copies: a payload lies in the file, and is gone when the
+        block is left.
 
         Other threads that read any store wait meanwhile.
 
         Raises:
             StoreError: as of `get`.
         """
-        with self._transaction() as transaction:
-            yield functools.partial(self._payload, transaction)
+        return _Loan(self.path)
 
     def raw(self, key: str) -> bytes:
         """The value as it is stored, of a store by another tool, whose values end without a checksum.
@@ -147,33 +190,17 @@ class Reader:
         Raises:
             StoreError, MissingKeyError: as of `get`.
         """
-        with self._transaction() as transaction:
-            value = transaction.get(key.encode())
+        with (loan := self.borrow()):
+            value = loan.raw(key)
             if value is None:
                 raise MissingKeyError(f'{self.path}: no key {key!r}')
             return bytes(value)
 
     def lengths(self, keys: Iterable[str]) -> Iterator[int | None]:
         """Bytes of each value as it is stored; None where there is none."""
-        with self._transaction() as transaction:
-            values = [transaction.get(key.encode()) for key in keys]
+        with (loan := self.borrow()):
+            values = [loan.raw(key) for key in keys]
             return iter([None if value is None else len(value) for value in values])
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Any]:
-        import lmdb
-
-        with _handles.lock:
-            try:
-                try:
-                    transaction = _handles.get(self.path).begin(buffers=True)
-                except lmdb.MapResizedError:  # it was appended to since it was opened
-                    _handles.close(self.path)
-                    transaction = _handles.get(self.path).begin(buffers=True)
-                with transaction:
-                    yield transaction
-            except lmdb.Error as error:
-                raise StoreError(f'{self.path}: cannot be read ({error})') from error
 
     def keys(self) -> Iterator[str]:
         """All keys, sorted."""
@@ -191,15 +218,6 @@ class Reader:
         """Give the file back; a later read opens it again."""
         with _handles.lock:
             _handles.close(self.path)
-
-    def _payload(self, transaction: Any, key: str) -> memoryview:
-        value = transaction.get(key.encode())
-        if value is None:
-            raise MissingKeyError(f'{self.path}: no key {key!r}')
-        payload = value[:-_BYTES_OF_CRC]
-        if len(value) < _BYTES_OF_CRC or zlib.crc32(payload) != int.from_bytes(value[-_BYTES_OF_CRC:], 'little'):
-            raise CorruptValueError(f'{self.path}: the value of {key!r} fails its checksum')
-        return payload
 
 
 class Writer:

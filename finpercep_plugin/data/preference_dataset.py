@@ -138,7 +138,7 @@ class FinPercepPreferenceDataset(Dataset):
         key = name.partition('/')[0]
         path = f'{options.dataroot}/{key}.png'
         info['gap'] = torch.tensor(info['gap'], dtype=torch.float32)
-        tensors = {name: to_tensor(move(name, array)) for name, array in arrays.items()}
+        tensors = {name: to_tensor(move(name, array) if move else array) for name, array in arrays.items()}
         return {**tensors, **info, 'key': key, 'lq_path': path, 'gt_path': path}
 
     def read(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -85,7 +85,10 @@ def read_or_skip(
 
     Raises:
         FGRError: the sample cannot be read, with 'raise', or none can.
+        IndexError: there are fewer.
     """
+    if index >= len(names) > 0:
+        raise IndexError(index)  # the end, to whoever iterates over a data set
     for step in range(len(names)):
         name = names[(index + step) % len(names)]
         try:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import glob
 import os
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 
@@ -94,7 +93,7 @@ class Shards:
             placed = sorted((i, n, j) for n in own for j, i in enumerate(indices[n]))
         else:
             placed = [(i, n, j) for n in own for j, i in enumerate(indices[n])]
-        self._set_of = np.array([n for _, n, _ in placed], np.int32)
+        self._set_of = [n for _, n, _ in placed]
         self._photo_of = [(n, metas[n]['photo_of'][j]) for _, n, j in placed]
         self._photos = [[name for name, _ in meta['photos']] for meta in metas]
         prefix = '' if one_build else '{}-'
@@ -111,16 +110,9 @@ class Shards:
         """Where the sample lies."""
         return self.folders[self._set_of[self._number[name]]]
 
-    @contextlib.contextmanager
-    def borrow(self, name: str) -> Iterator[Callable[[str], memoryview]]:
-        """A function that gives a part of the sample, without copies: the bytes are gone when the block is left.
-
-        Raises:
-            StoreError, MissingKeyError, CorruptValueError: of the store.
-        """
-        key = name.rpartition('-')[2]
-        with self._stores[self._set_of[self._number[name]]].borrow() as get:
-            yield lambda part: get(f'{key}/{part}')
+    def place(self, name: str) -> tuple[Reader | TarReader, str]:
+        """The store that has the sample, and what its parts' names are preceded by there."""
+        return self._stores[self._set_of[self._number[name]]], f'{name.rpartition("-")[2]}/'
 
     def close(self) -> None:
         for store in self._stores:
@@ -133,7 +125,9 @@ class Shards:
                 np.add.at(totals[term], bins, counts)
         photos = {name: [name, size] for meta in metas for name, size in meta['photos']}
         alphas = {meta['alpha'] for meta in metas}
+        sections = metas[0].get('label_sections', {})
         return {
+            **({'label_sections': sections} if sections else {}),
             'complete': True,
             'count': sum(map(len, indices)),
             'options': metas[0]['options'],

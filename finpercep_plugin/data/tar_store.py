@@ -244,7 +244,7 @@ def _scan(tar: Path) -> dict[tuple[str, str], tuple[int, int, int]]:
                     if len(value) < info.size:
                         raise tarfile.ReadError('unexpected end of data')
                     members[sample, part] = info.offset_data, info.size, zlib.crc32(value)
-            stream.seek(archive.offset - tarfile.BLOCKSIZE)
+            stream.seek(archive.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError('it has no end mark')
     except tarfile.TarError as error:

@@ -69,9 +69,9 @@ class Crops:
 def read_crops(data: Path) -> Crops:
     """All crops of an FGR set."""
     dataset = FinPercepFGRDataset({'dataroot': str(data)})
-    items, names = [dataset[i] for i in range(len(dataset))], [name for name, _ in dataset.meta['photos']]
+    items = [dataset[i] for i in range(len(dataset))]
     lq, gt = (torch.stack([item[k] for item in items]) for k in ('lq', 'gt'))
-    return Crops(lq, gt, [names[dataset.meta['photo_of'][i]] for i in range(len(items))])
+    return Crops(lq, gt, [dataset.photo(key) for key in dataset.keys])
 
 
 def feature_distance(encoder: Any, image: Tensor, reference: Tensor) -> Tensor:

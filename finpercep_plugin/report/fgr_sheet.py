@@ -75,8 +75,8 @@ def read_entries(dataset: FinPercepFGRDataset) -> list[Entry]:
     entries = []
     for key in dataset.keys:
         try:
-            with dataset.shards.borrow(key) as get:
-                record = from_json(bytes(get('record')))
+            store, prefix = dataset.shards.place(key)
+            record = from_json(store.get(f'{prefix}record'))
         except (MissingKeyError, CorruptValueError, ValueError) as error:
             entries.append(Entry(key, None, error=str(error)))
         else:

@@ -76,6 +76,7 @@ def test_ctrl_c_ends_the_workers_too_and_keeps_what_is_made(photos, tmp_path):
         [*map(str, command), '--count', '100000', '--size', '32', '--workers', '2'],
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     told = b''
     while not re.search(rb'\| [1-9]\d*/100000', told):
@@ -181,3 +182,10 @@ def test_the_shipped_recipe_is_the_defaults():
     assert identity(options) == identity(BuildOptions())
     given = dataclasses.replace(options, producers=BuildOptions().producers)
     assert given == BuildOptions()
+
+
+def test_ray_that_is_not_installed_is_named_with_its_extra(photos, tmp_path, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    assert main(['--photos', str(photos), '--out', str(tmp_path / 'set'), '--count', '4', '--ray', 'local']) == 2
+    assert 'pip install "finpercep_plugin[ray]"' in capsys.readouterr().err
+    assert not (tmp_path / 'set').exists()

@@ -67,6 +67,17 @@ def fgr(options: BuildOptions, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
+@pytest.fixture(scope='session')
+def halves(options: BuildOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two shards of the set `fgr`: samples 0 to 7, and 8 to 11."""
+    import dataclasses
+
+    root = tmp_path_factory.mktemp('halves')
+    for number in range(2):
+        build(dataclasses.replace(options, out=str(root / f'shard_{number}'), shard=[number, 2]))
+    return root
+
+
 def preference_record(index: int, gt: bool = True, size: int = 8, members: int = 4) -> PreferenceRecord:
     """Samples of random pixels, scored index + 0, 1, 2, 3; those of record 2 are all alike."""
     rng = torch.Generator().manual_seed(index)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from finpercep_plugin.config import ConfigError
-from finpercep_plugin.data import labels
+from finpercep_plugin.data import fgr_dataset, labels
 from finpercep_plugin.data.fgr_dataset import FinPercepFGRDataset, split_photos
 from finpercep_plugin.data.fgr_format import FGRError, decode_png, read_meta
 from finpercep_plugin.data.lmdb_io import Reader, Writer
@@ -119,6 +119,60 @@ def test_draws_follow_torch_and_leave_other_generators_alone(fgr):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_only_what_is_asked_for_is_read(fgr, monkeypatch):
+    whole, read = dataset(fgr)[4], []
+    original = fgr_dataset.decode_png
+    monkeypatch.setattr(fgr_dataset, 'decode_png', lambda data: read.append(len(data)) or original(data))
+    for fields, count in (
+        (['lq', 'gt'], 2),
+        (['gt'], 1),
+        (['syn'], 3),
+        (['map'], 3),
+        (['sr', 'syn', 'gt', 'map', 'mask'], 5),
+        (['mask', 'lq'], 2),
+    ):
+        read.clear()
+        item = dataset(fgr, fields=fields)[4]
+        assert list(item) == [*fields, 'key', 'lq_path', 'gt_path'] and len(read) == count
+        assert all(torch.equal(item[name], whole[name]) for name in fields)
+    for alpha, inside, count in ((1.0, True, 2), (0.0, True, 2), (1.0, False, 1), (0.5, False, 2)):
+        read.clear()
+        item = dataset(fgr, fields=['map'], alpha=alpha, inside_mask=inside)[4]
+        assert len(read) == count
+        assert torch.equal(item['map'], dataset(fgr, alpha=alpha, inside_mask=inside)[4]['map'])
+
+
+def test_the_map_is_the_formula_on_raw_terms(fgr):
+    meta, reader = read_meta(fgr), Reader(fgr)
+    terms = {t: labels.from_uint16(decode_png(reader.get(f'00000003/{t}')), labels.SCALES[t]) for t in labels.TERMS}
+    clipped = {t: np.clip(terms[t].astype(np.float64) / meta['p99'][t], 0, 1) for t in labels.TERMS}
+    made = dataset(fgr, alpha=0.3, inside_mask=False)[3]['map'][0].numpy()
+    np.testing.assert_allclose(made, 0.3 * clipped['pixel'] + 0.7 * clipped['feature'], atol=1e-6)
+
+
+@pytest.mark.parametrize('moves', [{}, {'use_hflip': True, 'use_rot': True, 'crop_size': 16}])
+def test_uint8_items_are_what_is_stored(fgr, moves):
+    for seed in range(8):
+        torch.manual_seed(seed)
+        item = dataset(fgr, dtype='uint8', **moves)[2]
+        torch.manual_seed(seed)
+        whole = dataset(fgr, **moves)[2]
+        assert 'syn' not in item and torch.equal(item['map'], whole['map'])
+        for name in ('lq', 'gt', 'sr', 'mask'):
+            assert item[name].dtype == torch.uint8 and item[name].is_contiguous()
+            assert torch.equal(item[name].float() / 255, whole[name])
+    assert list(dataset(fgr, dtype='uint8', fields=['syn'])[2])[:3] == ['gt', 'sr', 'mask']
+
+
+def test_what_is_given_out_is_nobody_elses(fgr):
+    data = dataset(fgr)
+    item = data[1]
+    before = {k: v.clone() for k, v in item.items() if isinstance(v, torch.Tensor)}
+    for value in before:
+        item[value].zero_()
+    assert all(torch.equal(data[1][k], v) for k, v in before.items())
+
+
 def test_split_is_by_photo(fgr):
     meta = read_meta(fgr)
     photo = {f'{i:08d}': n for i, n in enumerate(meta['photo_of'])}
@@ -206,6 +260,10 @@ def test_training_and_validation_sets_share_one_store(fgr):
         ({'val_fraction': 0}, ConfigError, 'val_fraction: expected between 0 and 1'),
         ({'photos': 'test'}, ConfigError, "expected 'all' | 'train' | 'val', got 'test'"),
         ({'scale': 2}, FGRError, 'built at scale 4, the options say 2'),
+        ({'fields': ['gt', 'hr']}, ConfigError, r'fields.*hr'),
+        ({'fields': []}, ConfigError, 'fields: expected at least one'),
+        ({'shard_by_rank': True}, ConfigError, 'for training only'),
+        ({'dtype': 'uint8'}, ConfigError, 'for training only'),
         ({'crop_size': 18}, FGRError, 'crop_size: expected a multiple of 4 up to 32, got 18'),
         ({'crop_size': 36}, FGRError, 'crop_size'),
         ({'dataroot': '/nope'}, FGRError, 'not an FGR set'),

@@ -173,3 +173,11 @@ def test_what_is_wrong_with_the_options_is_said_before_any_work(options):
     for change in ({}, {'workers': 2}, {'devices': ['cpu']}):
         with pytest.raises(ConfigError, match="did you mean 'classical'"):
             fgr_runs.run_here(photo_list(options.photos), dataclasses.replace(wrong, **change))
+
+
+def test_workers_keep_one_thread_and_the_environment_is_as_it_was(monkeypatch):
+    monkeypatch.setenv('OMP_NUM_THREADS', '7')
+    monkeypatch.delenv('MKL_NUM_THREADS', raising=False)
+    with fgr_runs._one_thread_each():
+        assert all(os.environ[name] == '1' for name in fgr_runs._THREADS)
+    assert os.environ['OMP_NUM_THREADS'] == '7' and 'MKL_NUM_THREADS' not in os.environ

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,32 @@ def test_an_open_reader_can_be_pickled(store):
     reader = Reader(store)
     reader.get('a')
     assert bytes(pickle.loads(pickle.dumps(reader)).get('a')) == b'alpha'
+
+
+def test_borrowed_values_are_not_copies(store):
+    reader = Reader(store)
+    with reader.borrow() as get:
+        values = {key: get(key) for key in 'abc'}
+        assert bytes(values['a']) == b'alpha' and bytes(values['c']) == bytes(range(256))
+        assert values['a'].readonly
+        with pytest.raises(MissingKeyError, match="no key 'nope'"):
+            get('nope')
+        with reader.borrow() as again:  # in the same thread
+            assert bytes(again('b')) == b''
+    with Writer(store) as writer:  # no transaction was left open
+        writer.put({'d': b'delta'})
+    assert bytes(reader.get('d')) == b'delta'
+
+
+def test_an_error_inside_gives_the_store_back(store):
+    reader = Reader(store)
+    with pytest.raises(RuntimeError), reader.borrow():
+        raise RuntimeError
+    found = []
+    thread = threading.Thread(target=lambda: found.append(bytes(reader.get('a'))), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert found == [b'alpha']
+    with pytest.raises(StoreError, match='no LMDB store here'), Reader(store / 'absent').borrow():
+        pass
+    assert bytes(reader.get('a')) == b'alpha'

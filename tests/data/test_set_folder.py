@@ -60,3 +60,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     make_folder(tmp_path / 'a' / 'b')
     make_folder(tmp_path / 'a' / 'b')
     assert (tmp_path / 'a' / 'b').is_dir()
+
+
+def test_iterating_comes_to_an_end():
+    with pytest.raises(IndexError):
+        read_or_skip('set', ['a', 'b'], 2, lambda name: name, 'skip')
+    assert read_or_skip('set', ['a', 'b'], -1, lambda name: name, 'raise') == ('b', 'b', 0)
