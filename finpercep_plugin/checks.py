@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import logging
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from finpercep_plugin import registry
 from finpercep_plugin.config import ConfigError, arguments, check_file, collect, parse
 from finpercep_plugin.generators.released import is_hub_id
 from finpercep_plugin.integrations import schema
+from finpercep_plugin.plain_yaml import oddities, read_yaml, refuse_code
 from finpercep_plugin.registry import nearest
 
 __all__ = ['check_options', 'check_yaml', 'uses_plugin']
@@ -40,15 +42,18 @@ def check_yaml(file: str | None) -> dict[str, Any]:
 
     path = check_file(file, '-opt', 'the YAML file')
     try:
-        raw = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except yaml.constructor.ConstructorError:
-        return {}  # a tag that only BasicSR's loader knows
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding='utf-8')
+        raw = read_yaml(text, f'-opt: {file} is', foreign=True)
+    except (UnicodeDecodeError, OSError) as error:
         raise ConfigError([f'-opt: {file} is not YAML: {error}']) from None
+    except yaml.constructor.ConstructorError:
+        refuse_code(text, f'-opt: {file}')
+        return {}  # a tag that only BasicSR's loader knows
     if not isinstance(raw, dict):
         raise ConfigError([f'-opt: {file} holds no options: expected a mapping, got {type(raw).__name__}'])
     if uses_plugin(raw):
-        _raise(_typed(schema.Top, raw, '$') + _datasets_are_sections(raw.get('datasets')))
+        _raise(oddities(raw))
+        _raise(_typed(schema.Top, raw, '$') + schema.misshapen(raw))
     return raw
 
 
@@ -106,11 +111,6 @@ def _typed(kind: type, section: Mapping[str, Any], path: str) -> list[str]:
     return collect(lambda: parse(kind, {k: v for k, v in section.items() if k in names}, path))
 
 
-def _datasets_are_sections(datasets: Any) -> list[str]:
-    items = datasets.items() if isinstance(datasets, Mapping) else ()
-    return [f'$.datasets.{k}: expected a section (mapping), got {v!r}' for k, v in items if not isinstance(v, Mapping)]
-
-
 def _sections(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
     """(path, section) of every section below `value` that has a `type`."""
     if isinstance(value, Mapping):
@@ -165,13 +165,17 @@ def _check_component(path: tuple[str, ...], section: Mapping[str, Any], training
     if kind is None:
         return problems
     found = _find(kind, section['type'], f'{where}.type', problems)
-    if found is not None and section['type'] in getattr(registry, kind).names():
+    if found is None:
+        return problems
+    if section['type'] in getattr(registry, kind).names():
         given = ('img', 'img2') if kind == 'METRICS' else ()
         rest = {k: v for k, v in section.items() if k != 'type' and not (kind == 'METRICS' and k == 'better')}
         wrong = collect(lambda: arguments(found, rest, where, given))
         if not wrong and training and kind == 'LOSSES' and hasattr(found, 'check'):
             wrong = collect(lambda: found.check(arguments(found, rest, where), where))
         problems += wrong
+    elif kind == 'METRICS':
+        problems += _unknown(section, where, {'type', 'better', *inspect.signature(found).parameters}, found)
     return problems
 
 
@@ -185,7 +189,7 @@ def _unknown(section: Mapping[str, Any], path: str, known: set[str], reader: Any
     problems = []
     source = _source(reader)
     for key in section:
-        if key in known or f"'{key}'" in source or f'"{key}"' in source:
+        if key in known or (key and (f"'{key}'" in source or f'"{key}"' in source)):
             continue
         strict = getattr(reader, '__module__', '').partition('.')[0] in ('basicsr', 'finpercep_plugin')
         if strict or difflib.get_close_matches(str(key), known, n=1, cutoff=0.75):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import types
 import typing
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing_extensions import is_typeddict
 
 from finpercep_plugin.registry import Registry, nearest
 
-__all__ = ['ConfigError', 'arguments', 'build', 'check_file', 'collect', 'merge', 'parse']
+__all__ = ['ConfigError', 'Unbounded', 'arguments', 'build', 'check_file', 'collect', 'merge', 'parse']
 
 
 class ConfigError(ValueError):
@@ -28,6 +29,10 @@ class ConfigError(ValueError):
         super().__init__(
             '\n'.join(problems) if len(problems) == 1 else f'{len(problems)} problems:\n  ' + '\n  '.join(problems)
         )
+
+
+class Unbounded(float):
+    """In a schema: a number that may be infinite."""
 
 
 def parse(schema: type, options: Mapping[str, Any] | None, path: str = '$') -> Any:
@@ -118,8 +123,12 @@ def check_file(file: str | Path, path: str, what: str) -> Path:
     Raises:
         ConfigError: it is not there; says what was wanted, and where it was looked for.
     """
-    found = Path(file).expanduser()
-    if not found.exists():
+    try:
+        found = Path(file).expanduser()
+        there = found.exists()
+    except (OSError, ValueError, RuntimeError, TypeError) as error:  # too long, of a null byte, of no such user
+        raise ConfigError([f'{path}: {what} cannot be looked for: {error}'[:200]]) from None
+    if not there:
         near = (
             nearest(found.name, [p.name for p in found.parent.iterdir()])
             if found.parent.is_dir() and any(found.parent.iterdir())
@@ -234,11 +243,13 @@ def _coerce_union(args: tuple, hint: Any, value: Any, path: str, problems: list[
 
 
 def _coerce_plain(kind: Any, hint: Any, value: Any, path: str, problems: list[str]) -> Any:
-    if kind is float and not isinstance(value, bool):
+    if kind in (float, Unbounded) and not isinstance(value, bool):
         try:  # PyYAML reads 1e-4 as a string
-            return float(value)
-        except (TypeError, ValueError):
-            pass
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number) or (kind is Unbounded and number == math.inf):
+            return number
     elif kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     elif kind is Path and isinstance(value, str):
@@ -250,6 +261,8 @@ def _coerce_plain(kind: Any, hint: Any, value: Any, path: str, problems: list[st
 
 
 def _name(hint: Any) -> str:
+    if hint is Unbounded:
+        return 'float'
     if typing.get_origin(hint) is Literal:
         return ' | '.join(repr(a) for a in typing.get_args(hint))
     if typing.get_origin(hint) in (Union, types.UnionType):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -17,7 +21,7 @@ from finpercep_plugin.data.loaders import train_loader
 from finpercep_plugin.integrations.basicsr import install
 from finpercep_plugin.integrations.entry import blame, leave_group, read_options
 
-__all__ = ['dry_run', 'parameter_table']
+__all__ = ['dry_run', 'dry_runs', 'parameter_table', 'variations']
 
 GIB = 2**30
 log = logging.getLogger(__name__)
@@ -67,6 +71,52 @@ def dry_run(opt: Mapping[str, Any] | str | None = None) -> str:
             f'that step took:         {seconds:.1f} s (the first, with the sampler cut short)',
         ]
     )
+
+
+def variations(words: list[str]) -> tuple[list[str], list[list[str]]]:
+    """The settings after `--vary`, every choice of the one with every choice of the others, as `--force_yml` takes them.
+
+    Args:
+        words: a command line.
+
+    Returns:
+        The other words, and the settings of each run; none where nothing varies.
+
+    >>> variations(['-opt', 'a.yml', '--vary', 'train:precision=fp32,bf16', 'generator:train=lora'])
+    (['-opt', 'a.yml'], [['train:precision=fp32', 'generator:train=lora'], ['train:precision=bf16', 'generator:train=lora']])
+    """
+    if '--vary' not in words:
+        return words, []
+    first = words.index('--vary') + 1
+    last = next((i for i in range(first, len(words)) if words[i].startswith('-')), len(words))
+    keys = [word.partition('=') for word in words[first:last]]
+    choices = [[f'{key}={value}' for value in values.split(',')] for key, _, values in keys]
+    return words[: first - 1] + words[last:], [list(choice) for choice in itertools.product(*choices)]
+
+
+def dry_runs(words: list[str], settings: list[list[str]]) -> str:
+    """A table of dry runs, each in a process of its own.
+
+    Args:
+        words: the command line of `finpercep_plugin.train`.
+        settings: of each run, over those of the file and of `--force_yml`.
+    """
+    lines = ['| setting | trained | before the step, GiB | peak, GiB | s |', '| --- | ---: | ---: | ---: | ---: |']
+    forced = words.index('--force_yml') if '--force_yml' in words else len(words)
+    end = next((i for i in range(forced + 1, len(words)) if words[i].startswith('-')), len(words))
+    for setting in settings:
+        options = ['--force_yml', *words[forced + 1 : end], *setting]  # the last one of a key counts
+        command = [sys.executable, '-m', 'finpercep_plugin.train', *words[:forced], *words[end:], *options, '--dry-run']
+        result = subprocess.run(command, capture_output=True, text=True)
+        found = [re.search(pattern, result.stdout) for pattern in (_TOTAL, _BEFORE, _PEAK, _TOOK)]
+        failed = (result.stderr.strip().splitlines() or ['no report'])[-1]
+        cells = [match[1] for match in found if match] if all(found) else [failed, '', '', '']
+        lines.append(f'| {" ".join(setting)} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+_TOTAL, _BEFORE = r'total +[\d,]+ +([\d,]+)', r'before the step: +([\d.]+)'
+_PEAK, _TOOK = r'peak in one step: +([\d.]+)', r'that step took: +([\d.]+)'
 
 
 def parameter_table(model: Any) -> list[str]:

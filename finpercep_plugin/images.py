@@ -10,11 +10,19 @@ from typing import BinaryIO, Iterable, Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-__all__ = ['SUFFIXES', 'ImageError', 'list_images', 'read_image', 'write_png']
+__all__ = ['MAX_BYTES', 'MAX_PIXELS', 'SUFFIXES', 'ImageError', 'check_size', 'list_images', 'read_image', 'write_png']
 
 SUFFIXES = frozenset(
     {'.png', '.jpg', '.jpeg', '.jpe', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif', '.jp2'}
 )
+
+MAX_PIXELS = 178_956_970
+"""Of a picture: half a gigabyte as 8-bit RGB. A header may promise any number."""
+MAX_BYTES = 2 << 30
+"""Of a file: a picture of so many pixels, 16 bits a channel and not compressed, is half of it."""
+_ORIENTATION = 0x0112
+_SMALL, _LEAST_RATE = 16_000_000, 0.01
+"""A larger picture takes more bytes a pixel than that, unless it is made to take the memory: photos have 0.1 and more."""
 
 
 class ImageError(ValueError):
@@ -40,16 +48,17 @@ def read_image(path: str | Path | BinaryIO) -> np.ndarray:
         path: the file, or its content, open for reading.
 
     Raises:
-        ImageError: missing, truncated, not a regular file, not a picture, float values outside [0, 1], or over Pillow's
-            limit of about 179 megapixels.
+        ImageError: missing, truncated, not a regular file, not a picture, float values outside [0, 1], or larger than
+            `check_size` allows.
     """
     try:
-        if isinstance(path, (str, Path)) and not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError(path, 'not a regular file')  # opening a pipe would wait for a writer
+        length = _length(path)
+        check_size(path, length)
         with Image.open(path) as image:
+            check_size(path, length, image.width * image.height)
             image.load()
-            upright = ImageOps.exif_transpose(image) or image
-            return np.array(_to_rgb(upright), dtype=np.uint8)
+            turned = image.getexif().get(_ORIENTATION, 1) != 1  # without, it would be copied
+            return np.array(_to_rgb(ImageOps.exif_transpose(image) if turned else image), dtype=np.uint8)
     except FileNotFoundError:
         raise ImageError(path, 'no such file') from None
     except (ImageError, MemoryError):
@@ -57,6 +66,36 @@ def read_image(path: str | Path | BinaryIO) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and more
         reason = ' '.join(str(error).replace(repr(str(path)), 'it').replace(repr(path), 'it').split())
         raise ImageError(path, f'cannot be read as an image ({reason})') from error
+
+
+def check_size(path: str | Path | BinaryIO, length: int, pixels: int = 0) -> None:
+    """
+    Args:
+        path: for the message.
+        length: of the file in bytes.
+        pixels: that its header tells.
+
+    Raises:
+        ImageError: it is larger than any picture should be, or holds next to nothing for its size.
+    """
+    if length > MAX_BYTES:
+        raise ImageError(path, f'a file of {length / 1e9:.1f} GB, more than the limit of {MAX_BYTES / 1e9:.1f}')
+    if pixels > MAX_PIXELS:
+        raise ImageError(path, f'{pixels / 1e6:.0f} megapixels, more than the limit of {MAX_PIXELS / 1e6:.0f}')
+    if pixels > _SMALL and length < _LEAST_RATE * pixels:
+        raise ImageError(path, f'{pixels / 1e6:.0f} megapixels in {length / 1e6:.2f} MB: made to exhaust the memory')
+
+
+def _length(path: str | Path | BinaryIO) -> int:
+    """Bytes of a regular file, or of what is open."""
+    if not isinstance(path, (str, Path)):
+        length = path.seek(0, os.SEEK_END)
+        path.seek(0)
+        return length
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(path, 'not a regular file')  # opening a pipe would wait for a writer
+    return status.st_size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -73,7 +112,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
         picture = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture).convert('RGB')
-    return image.convert('RGB')
+    return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def list_images(sources: Sequence[str | Path], skip: Iterable[str | Path] = ()) -> list[Path]:

@@ -1,5 +1,5 @@
 """Train any BasicSR model: `python -m finpercep_plugin.train -opt X.yml [--auto_resume] [--launcher
-none|pytorch|slurm] [--force_yml a:b=c ...] [--dry-run]`.
+none|pytorch|slurm] [--force_yml a:b=c ...] [--dry-run [--vary a:b=c,d ...]]`.
 
 BasicSR's loop with the data position kept over a resume (`data/sampler.py`), experiments in the current folder, and
 an orderly end.
@@ -92,13 +92,14 @@ def _prepare_folders(opt: dict[str, Any], fresh: bool) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train; with --dry-run, say what it would take."""
+    """Train; with --dry-run, say what it would take, and with --vary too, for every choice of some settings."""
     words = sys.argv[1:] if argv is None else list(argv)
     if '--dry-run' not in words:
         return run(train_pipeline, argv)
-    from finpercep_plugin.dry_run import dry_run
+    from finpercep_plugin.dry_run import dry_run, dry_runs, variations
 
-    return run(lambda root_path: print(dry_run()), [word for word in words if word != '--dry-run'])
+    words, settings = variations([word for word in words if word != '--dry-run'])
+    return run(lambda root_path: print(dry_runs(words, settings) if settings else dry_run()), words)
 
 
 if __name__ == '__main__':

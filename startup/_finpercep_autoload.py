@@ -1,9 +1,9 @@
-"""Runs at the start of every Python process (finpercep_plugin.pth, or .start since Python 3.15): tiny, and unable to
-fail.
+"""What finpercep_plugin.pth (or .start, since Python 3.15) hands a search for `basicsr` to, so that finpercep_plugin can
+enter its names in BasicSR's registries. FINPERCEP_AUTOLOAD=0 turns it off.
 
-Puts one finder at the head of sys.meta_path that answers for `basicsr` alone, so that finpercep_plugin is told when a
-process imports BasicSR and can
-enter its names in BasicSR's registries. Nothing is imported before that. FINPERCEP_AUTOLOAD=0 turns it off.
+The .pth is run at the start of every Python process, so it does not even import this file before BasicSR is wanted: a
+search of sys.path and a compiled file cost five times what its one line does (benchmarks/startup.py). That line makes a
+finder of the same name as the one below, which answers for `basicsr` alone.
 """
 
 import os
@@ -15,7 +15,7 @@ class BasicSRFinder:
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name != 'basicsr':
+        if name != 'basicsr' or os.environ.get('FINPERCEP_AUTOLOAD') == '0':
             return None
         try:
             from finpercep_plugin.integrations.basicsr import install
@@ -30,6 +30,6 @@ class BasicSRFinder:
 
 
 def start():
-    """Put the finder in place, unless FINPERCEP_AUTOLOAD=0."""
-    if os.environ.get('FINPERCEP_AUTOLOAD') != '0' and BasicSRFinder not in sys.meta_path:
+    """Put the finder in place, once: the .start file's part."""
+    if 'BasicSRFinder' not in [getattr(finder, '__name__', '') for finder in sys.meta_path]:
         sys.meta_path.insert(0, BasicSRFinder)

@@ -62,3 +62,23 @@ def test_files_that_name_no_generator(tmp_path, text, message):
 def test_overrides_that_are_none(file, override):
     with pytest.raises(ConfigError, match='--set'):
         generator_section.read_section(file, [override])
+
+
+def test_channels_last_lays_out_the_vae_and_changes_rounding_only(tmp_path):
+    pytest.importorskip('diffusers')
+    pytest.importorskip('timm')
+    import torch
+
+    from finpercep_plugin.cli.tiny.seesr import seesr
+    from finpercep_plugin.generator_section import build_generator, check_generator
+
+    section = {'type': 'SeeSR', 'steps': 1, **seesr(tmp_path)}
+    plain, laid = build_generator(section), build_generator({**section, 'channels_last': True})
+    kernel = laid.vae.decoder.conv_in.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) and not kernel.is_contiguous()
+    cond = plain.condition(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    latent = cond.tensors['latent']
+    torch.testing.assert_close(laid.decode(latent, cond), plain.decode(latent, cond), rtol=0, atol=1e-5)
+    assert check_generator({'type': 'TinyDiffusion', 'channels_last': True}, need_weights=False) == [
+        '$.generator.channels_last: TinyDiffusion has no VAE to lay out; leave the key out'
+    ]

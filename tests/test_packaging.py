@@ -99,6 +99,24 @@ def test_startup_is_short_and_imports_nothing():
     assert len((ROOT / 'startup/finpercep_plugin.pth').read_text().splitlines()) == 1
 
 
+def test_the_line_of_every_start_imports_nothing_until_basicsr_is_wanted(tmp_path):
+    """As `site` runs it: one finder, no module, no answer for other names; then the file beside it is asked, once on."""
+    (tmp_path / '_finpercep_autoload.py').write_text(
+        'class BasicSRFinder:\n    @staticmethod\n    def find_spec(*names):\n        print("asked", names)\n'
+    )
+    (tmp_path / 'finpercep_plugin.pth').write_text((ROOT / 'startup/finpercep_plugin.pth').read_text())
+    code = (
+        'import site; before = set(sys.modules); sys.path.append(sys.argv[1])\n'
+        'site.addpackage(sys.argv[1], "finpercep_plugin.pth", None)\n'
+        'finder = sys.meta_path[0]\n'
+        'print(sorted(set(sys.modules) - before), finder.__name__, finder.find_spec("json", None, None))\n'
+        'finder.find_spec("basicsr", None, None)'
+    )
+    command = [sys.executable, '-S', '-c', 'import sys\n' + code, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == ['[] BasicSRFinder None', "asked ('basicsr', None, None)"], result.stderr
+
+
 def environment(folder: Path) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | {'HOME': str(folder)}
 

@@ -60,12 +60,17 @@ class DPO:
         steps: of the sampler; None: the generator's own.
         eta: noise of the sampler's steps, eps and v only; None: the generator's own.
 
+    Attributes:
+        even: all ranks make as many passes as the one with the most pairs, the others some without weight: where each has
+            a part of the network.
+
     Raises:
         ValueError: numbers out of range.
     """
 
     needs_gradient = False
     needs_reference = True
+    even = False
 
     def __init__(
         self,
@@ -181,8 +186,15 @@ class DPO:
         mean = float(everywhere.double().sum()) * len(share) / len(everywhere)  # summed weight a rank, on average
         if mean == 0:
             return
+        idle = self._idle(len(pairs), exchange, share.device) if self.even else 0
         for epoch in range(self.epochs):
-            yield self._update(generator, lq, pairs, weights / mean, (seed, iteration, epoch), images, seen or {})
+            yield self._update(generator, lq, pairs, weights / mean, (seed, iteration, epoch), images, seen or {}, idle)
+
+    def _idle(self, count: int, exchange: Exchange, device: torch.device) -> int:
+        """How many more micro-batches another rank has than this one, with `count` pairs, goes through."""
+        passes = max(1, -(-count // self.micro_batch))
+        everywhere, _ = exchange(torch.tensor([passes], device=device), torch.tensor([0], device=device))
+        return int(everywhere.max()) - passes
 
     def _update(
         self,
@@ -193,9 +205,10 @@ class DPO:
         key: Tuple[int, ...],
         images: bool,
         seen: Dict[str, torch.Tensor],
+        idle: int,
     ) -> Update:
+        blank = pairs.winner.new_zeros(1, *pairs.winner.shape[1:])
         if not len(pairs):  # other ranks have some: one of no weight takes part in their update
-            blank = pairs.winner.new_zeros(1, *pairs.winner.shape[1:])
             pairs = PreferenceBatch([0], [('none',)], blank, blank, pairs.gap.new_ones(1))
             weights = weights.new_zeros(1)
         beta = BETA[generator.prediction] if self.beta is None else self.beta
@@ -205,6 +218,9 @@ class DPO:
             errors = self._errors(generator, lq, rows, keys, stored, key, images)
             loss, diagnostics = dpo_objective(*errors, beta, weights[part])
             yield loss.sum(), {**seen, 'gap': pairs.gap[part].float().mean(), **diagnostics}
+        for _ in range(idle):
+            errors = self._errors(generator, lq, [0], [('none',)], torch.cat([blank, blank]), key, images)
+            yield dpo_objective(*errors, beta, weights.new_zeros(1))[0].sum(), {}
 
     def _errors(
         self,

@@ -65,10 +65,12 @@ class VGGFeatures(nn.Module):
     def from_file(cls, path: Optional[Union[str, Path]]) -> VGGFeatures:
         """
         Raises:
-            ValueError: no such file, or one of other weights.
+            ValueError: no such file, one that is damaged or holds other things, or other weights.
         """
+        from finpercep_plugin.generators.released import read_file
+
         file = find_vgg(path)
-        return cls(torch.load(file, map_location='cpu', weights_only=True))
+        return cls(read_file(file, 'VGG19 weights'))
 
     def train(self, mode: bool = True) -> VGGFeatures:
         """Stays in eval mode."""

@@ -57,6 +57,15 @@ class StoredPairs:
         self.guidance, self.steps, self.eta = dpo.guidance, dpo.steps, dpo.eta
         self.batch: Optional[StoredBatch] = None
 
+    @property
+    def even(self) -> bool:
+        """See `DPO`."""
+        return self.dpo.even
+
+    @even.setter
+    def even(self, value: bool) -> None:
+        self.dpo.even = value
+
     def check(self, generator: Any) -> None:
         """Whether the sampler's settings, which validation and the monitor use, fit the generator.
 

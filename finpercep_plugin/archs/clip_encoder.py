@@ -9,6 +9,7 @@ from typing import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ['Adapter', 'ClipEncoder', 'SmallViT', 'build_small_vit', 'load_clip', 'pad_to_multiple', 'resize_positions']
 
@@ -74,7 +75,11 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return tokens + self.up(F.gelu(self.down(self.norm(tokens))))
+        return tokens + self.change(tokens)
+
+    def change(self, tokens: Tensor) -> Tensor:
+        """What the adapter adds to these tokens."""
+        return self.up(F.gelu(self.down(self.norm(tokens))))
 
 
 class ClipEncoder(nn.Module):
@@ -88,6 +93,8 @@ class ClipEncoder(nn.Module):
     Attributes:
         patch: patch side in pixels.
         channels: channels of each feature, finest first.
+        ladder: the adapters form a path of their own, see `add_adapters`.
+        checkpointing: recompute the blocks in the backward pass instead of keeping what is inside them.
     """
 
     def __init__(self, visual: nn.Module, layers: Sequence[int], stem: ConvStem | None = None):
@@ -99,13 +106,20 @@ class ClipEncoder(nn.Module):
         self.patch = visual.conv1.kernel_size[0] * (1 if stem is None else stem.stride)
         self.width = visual.positional_embedding.shape[1]
         self.channels = ([] if stem is None else [stem.channels]) + [self.width] * len(layers)
-        self.adapters = nn.ModuleList()
+        self.adapters, self.ladder, self.checkpointing = nn.ModuleList(), False, False
         self.register_buffer('mean', torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
 
-    def add_adapters(self, hidden: int) -> None:
-        """An `Adapter` of this hidden width after every block."""
+    def add_adapters(self, hidden: int, ladder: bool = False) -> None:
+        """An `Adapter` of this hidden width after every block.
+
+        Args:
+            hidden: width.
+            ladder: what they add is summed up beside the blocks and added to the features alone: the blocks go on without
+                it (ladder side-tuning, Sung et al. 2022), so that one pass gives the features with and without.
+        """
         self.adapters = nn.ModuleList(Adapter(self.width, hidden) for _ in self.visual.transformer.resblocks)
+        self.ladder = ladder
 
     def forward(self, image: Tensor, adapters: bool = True) -> tuple[list[Tensor], Tensor]:
         """
@@ -115,31 +129,55 @@ class ClipEncoder(nn.Module):
 
         Returns:
             features: [(B, C_i, h, w)], the grid h = H / patch, but H / 4 for the stem's.
-            embedding: (B, D), the projected class token.
+            embedding: (B, D), the projected class token; of a ladder, that of the blocks, which it does not change.
         """
+        features, _, embedding = self.run(image, adapters)
+        return features, embedding
+
+    def run(self, image: Tensor, adapters: bool = True) -> tuple[list[Tensor], Tensor, Tensor]:
+        """As `forward`; between its two results the last feature without what a ladder adds, (B, C, h, w)."""
         x = (image - self.mean) / self.std
         features = []
         if self.stem is not None:
             x = self.stem(x)
             features.append(x)
+        tokens, grid = self._embed(x)
+        adapted = adapters and len(self.adapters) > 0
+        ladder = torch.zeros_like(tokens) if adapted and self.ladder else None
+        for number, block in enumerate(self.visual.transformer.resblocks, 1):
+            tokens = self._block(block, tokens)
+            if ladder is not None:
+                ladder = ladder + self.adapters[number - 1].change(tokens + ladder)
+            elif adapted:
+                tokens = self.adapters[number - 1](tokens)
+            if number in self.layers:
+                features.append(_picture(tokens if ladder is None else tokens + ladder, grid))
+        last = features[-1] if ladder is None else _picture(tokens, grid)
+        embedding = self.visual.ln_post(tokens[:, 0])
+        return features, last, embedding if self.visual.proj is None else embedding @ self.visual.proj
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Class token and patches with their positions, (B, 1 + h * w, C), and the grid (h, w)."""
         x = self.visual.conv1(x)
         grid = (x.shape[-2], x.shape[-1])
         tokens = x.flatten(2).transpose(1, 2)
         classes = self.visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
         tokens = torch.cat([classes, tokens], dim=1)
         tokens = tokens + resize_positions(self.visual.positional_embedding, grid).to(tokens.dtype)
-        tokens = self.visual.ln_pre(tokens)
-        blocks = self.visual.transformer.resblocks
+        return self.visual.ln_pre(tokens), grid
+
+    def _block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         # Up to open_clip 2.24 the blocks take (length, batch, channels).
-        batch_first = getattr(self.visual.transformer, 'batch_first', False)
-        for number, block in enumerate(blocks, 1):
-            tokens = block(tokens) if batch_first else block(tokens.transpose(0, 1)).transpose(0, 1)
-            if adapters and len(self.adapters):
-                tokens = self.adapters[number - 1](tokens)
-            if number in self.layers:
-                features.append(tokens[:, 1:].transpose(1, 2).unflatten(2, grid))
-        embedding = self.visual.ln_post(tokens[:, 0])
-        return features, embedding if self.visual.proj is None else embedding @ self.visual.proj
+        swapped = not getattr(self.visual.transformer, 'batch_first', False)
+        tokens = tokens.transpose(0, 1) if swapped else tokens
+        kept = not (self.checkpointing and torch.is_grad_enabled())
+        tokens = block(tokens) if kept else checkpoint(block, tokens, use_reentrant=False)
+        return tokens.transpose(0, 1) if swapped else tokens
+
+
+def _picture(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, 1 + h * w, C) -> (B, C, h, w), without the class token."""
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
 
 
 def build_small_vit(size: SmallViT) -> ClipEncoder:

@@ -149,8 +149,10 @@ def _checkpointed(block: nn.Module) -> Callable[..., Tuple[torch.Tensor, Optiona
     """`block`, computed again in the backward pass with the tensors that it has now.
 
     A caller may have put other tensors in its place for the time of the call (torch.func.functional_call), and the
-    backward pass comes after that.
+    backward pass comes after that. A sharded block gathers its own, both times.
     """
+    if hasattr(block, 'unshard'):
+        return lambda *inputs: checkpoint(block, *inputs, use_reentrant=False)
     tensors: Dict[str, torch.Tensor] = {**dict(block.named_parameters()), **dict(block.named_buffers())}
 
     def run(*inputs: object) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:

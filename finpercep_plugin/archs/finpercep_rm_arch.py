@@ -56,7 +56,8 @@ class FinPercepRM(nn.Module):
         pretrained: open_clip tag or local weight file of the backbone; None for weights that are trained or loaded later.
         layers: 1-based blocks f_1..f_4 of an open_clip backbone; None takes quarters of its depth (6, 12, 18, 24 of ViT-L).
         vit: size of the small preset.
-        encoder: what RM_2 trains in the encoder: 'frozen' | 'adapters' | 'full'. RM_1's is always frozen, the small RM_0's always trained.
+        encoder: what RM_2 trains in the encoder: 'frozen' | 'adapters' | 'ladder' | 'full'. RM_1's is always frozen, the small RM_0's always
+            trained. 'ladder' is adapters that the blocks do not see: S_0 and the features then come from one pass, where 'adapters' takes two.
         score_gate: 'residual' | 'paper' | 'concat', see `gate`.
         score_head: 'residual' as above; 'paper' drops S_0 from S_k, and then the score is not kept from stage 0 to 1.
         decoder_width: channels of the full decoder; None: 128, or 48 for the small preset. The light one has half.
@@ -75,7 +76,7 @@ class FinPercepRM(nn.Module):
         pretrained: str | None = None,
         layers: tuple[int, ...] | None = None,
         vit: SmallViT | dict | None = None,
-        encoder: Literal['frozen', 'adapters', 'full'] = 'adapters',
+        encoder: Literal['frozen', 'adapters', 'ladder', 'full'] = 'adapters',
         score_gate: Literal['residual', 'paper', 'concat'] = 'residual',
         score_head: Literal['residual', 'paper'] = 'residual',
         decoder_width: int | None = None,
@@ -149,8 +150,8 @@ class FinPercepRM(nn.Module):
         else:
             self.decoder_full = FPNDecoder(channels, range(len(channels)), scales, width)
             self.decoder_full.zero_last()
-            if self.arch['encoder'] == 'adapters':
-                self.encoder.add_adapters(self.arch['adapter_width'])
+            if self.arch['encoder'] in ('adapters', 'ladder'):
+                self.encoder.add_adapters(self.arch['adapter_width'], ladder=self.arch['encoder'] == 'ladder')
             elif self.arch['encoder'] == 'full':
                 self.base_encoder = copy.deepcopy(self.encoder)
         self.arch['stage'] += 1
@@ -183,11 +184,11 @@ class FinPercepRM(nn.Module):
         """`predict`; without S_0 where that is neither asked for nor part of S_k, since it may cost a second pass."""
         height, width = sr.shape[-2:]
         padded = pad_to_multiple(sr, self.encoder.patch)
-        features, embedding = self.encoder(padded)
+        features, last, embedding = self.encoder.run(padded)
         base = None
         if with_base or self.stage == 0:
-            alone = self.stage == 2 and self.arch['encoder'] != 'frozen'
-            base = self.score_base(sr) if alone else self._base(features, embedding)
+            alone = self.stage == 2 and self.arch['encoder'] in ('adapters', 'full')
+            base = self.score_base(sr) if alone else self._base(last, embedding)
         if self.stage == 0:
             return base, torch.zeros_like(sr[:, :1]), base
         grid = (padded.shape[-2] // self.encoder.patch, padded.shape[-1] // self.encoder.patch)
@@ -206,14 +207,14 @@ class FinPercepRM(nn.Module):
     def score_base(self, sr: Tensor) -> Tensor:
         """S_0 (B,): what RM_0 gave, at any stage (adapters off; under `encoder: full` a frozen copy)."""
         padded = pad_to_multiple(sr, self.encoder.patch)
-        if self.base_encoder is not None:
-            return self._base(*self.base_encoder(padded))
-        return self._base(*self.encoder(padded, adapters=False))
+        encoder = self.encoder if self.base_encoder is None else self.base_encoder
+        _, last, embedding = encoder.run(padded, adapters=False)
+        return self._base(last, embedding)
 
-    def _base(self, features: list[Tensor], embedding: Tensor) -> Tensor:
+    def _base(self, last: Tensor, embedding: Tensor) -> Tensor:
         with torch.autocast(embedding.device.type, enabled=False):
             if self.base_head is not None:
-                return self.base_head(features[-1].float().movedim(1, -1)).mean(dim=(1, 2, 3))
+                return self.base_head(last.float().movedim(1, -1)).mean(dim=(1, 2, 3))
             cosine = F.normalize(embedding.float(), dim=-1) @ self.text.float().T
             return (100 * cosine).softmax(dim=-1)[:, 0]
 
@@ -266,8 +267,14 @@ class FinPercepRM(nn.Module):
             raise ValueError(f'{path} is not a readable weight file: {error}') from error
         if not isinstance(file, dict) or not {'params', 'arch'} <= set(file):
             raise ValueError(f"{path}: expected a FinPercep-RM file with 'params' and 'arch', got {_keys(file)}")
+        for name, value in file['params'].items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ValueError(f'{path} holds numbers that are not finite, in {name}')
         with torch.random.fork_rng(devices=[]):  # the values drawn here are about to be replaced
-            model = cls(**file['arch'])
+            try:
+                model = cls(**file['arch'])
+            except TypeError as error:
+                raise ValueError(f'{path}: expected a FinPercep-RM file, but its arch is of another: {error}') from None
         try:
             model.load_state_dict(file['params'])
         except RuntimeError as error:

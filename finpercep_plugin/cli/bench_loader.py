@@ -18,7 +18,7 @@ from typing import Any, Callable, Sequence
 
 from finpercep_plugin.cli.arguments import positive
 
-__all__ = ['main']
+__all__ = ['Row', 'basicsr_rows', 'fgr_rows', 'main', 'measure']
 
 _EPILOG = """images/s: PNGs decoded a second of processor time of one core, median of the rounds; each round goes once through
 every row, in random order of the samples, in this process. of bare: the time that cv2.imdecode alone takes for the same
@@ -29,7 +29,7 @@ _TURNS = {'use_hflip': True, 'use_rot': True}
 
 
 @dataclasses.dataclass
-class _Row:
+class Row:
     """A way of reading, and the same PNGs for the bare decoder.
 
     Attributes:
@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            rows = [*_fgr_rows(args.data, args.samples), *_basicsr_rows(args.data, args.samples, Path(folder))]
+            rows = [*fgr_rows(args.data, args.samples), *basicsr_rows(args.data, args.samples, Path(folder))]
             rows += _preference_rows(args.preferences, args.samples) if args.preferences else []
-            _measure(rows, args.rounds, args.seed)
+            measure(rows, args.rounds, args.seed)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -94,7 +94,8 @@ def _machine() -> str:
     return f'{name}, {platform.system()}, Python {platform.python_version()}{load}'
 
 
-def _measure(rows: Sequence[_Row], rounds: int, seed: int) -> None:
+def measure(rows: Sequence[Row], rounds: int, seed: int) -> None:
+    """Fill in `seconds` of the rows, in turn within each round; one round more, the first, warms up."""
     import random
 
     rng = random.Random(seed)
@@ -122,7 +123,8 @@ def _decode(values: Sequence[bytes]) -> None:
         cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
-def _fgr_rows(data: str, samples: int) -> list[_Row]:
+def fgr_rows(data: str, samples: int) -> list[Row]:
+    """Ways of reading the first samples of an FGR set."""
     from finpercep_plugin.data.fgr_dataset import FinPercepFGRDataset
     from finpercep_plugin.data.fgr_format import PARTS
 
@@ -146,7 +148,7 @@ def _fgr_rows(data: str, samples: int) -> list[_Row]:
         ),
     ):
         dataset = FinPercepFGRDataset({'dataroot': data, 'limit': samples, **options})
-        rows.append(_Row(name, dataset.__getitem__, [_values(dataset.shards, key, parts) for key in dataset.keys]))
+        rows.append(Row(name, dataset.__getitem__, [_values(dataset.shards, key, parts) for key in dataset.keys]))
     return rows
 
 
@@ -155,7 +157,7 @@ def _values(shards: Any, key: str, parts: Sequence[str]) -> list[bytes]:
     return [bytes(store.get(prefix + part)) for part in parts]
 
 
-def _basicsr_rows(data: str, samples: int, folder: Path) -> list[_Row]:
+def basicsr_rows(data: str, samples: int, folder: Path) -> list[Row]:
     """PairedImageDataset on LMDB stores of the set's lq and gt."""
     from finpercep_plugin.data.fgr_dataset import FinPercepFGRDataset
     from finpercep_plugin.data.lmdb_io import Reader, Writer
@@ -186,10 +188,10 @@ def _basicsr_rows(data: str, samples: int, folder: Path) -> list[_Row]:
             'phase': 'val',
         }
     )
-    return [_Row("BasicSR's PairedImageDataset, lq and gt", paired.__getitem__, list(values.values()))]
+    return [Row("BasicSR's PairedImageDataset, lq and gt", paired.__getitem__, list(values.values()))]
 
 
-def _preference_rows(data: str, samples: int) -> list[_Row]:
+def _preference_rows(data: str, samples: int) -> list[Row]:
     from finpercep_plugin.data.preference_dataset import FinPercepPreferenceDataset
 
     dataset = FinPercepPreferenceDataset({'dataroot': data, 'limit': samples})
@@ -200,7 +202,7 @@ def _preference_rows(data: str, samples: int) -> list[_Row]:
         names = ['lq', f'sample_{item["winner_number"]}', f'sample_{item["loser_number"]}']
         names += ['gt'] if 'gt' in item else []
         values.append([bytes(dataset.reader.get(f'{key}/{name}')) for name in names])
-    return [_Row('preference pairs', dataset.__getitem__, values)]
+    return [Row('preference pairs', dataset.__getitem__, values)]
 
 
 if __name__ == '__main__':

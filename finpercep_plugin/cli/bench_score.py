@@ -23,7 +23,16 @@ from PIL import Image
 from finpercep_plugin.cli.arguments import positive
 from finpercep_plugin.images import list_images, read_image, write_png
 
-__all__ = ['main', 'make_crops']
+__all__ = [
+    'METRICS',
+    'largest_difference',
+    'main',
+    'make_crops',
+    'random_rm',
+    'score_by_plugin',
+    'score_by_pyiqa',
+    'timed',
+]
 
 METRICS = ('psnr', 'ssim', 'gmsd', 'piqe')
 
@@ -46,16 +55,16 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix='bench_score_') as name:
         folder = Path(name)
         make_crops(list_images([args.photos]), folder, args.count, args.side, args.seed)
-        rm = args.rm or _random_rm(folder / 'rm_2.pth')
+        rm = args.rm or random_rm(folder / 'rm_2.pth')
         times: dict[str, tuple[float, float]] = {}
         theirs = {}
         for metric in METRICS:
-            theirs[metric], times[metric] = _timed(lambda: _pyiqa(metric, folder, args.threads))  # noqa: B023
+            theirs[metric], times[metric] = timed(lambda: score_by_pyiqa(metric, folder, args.threads))  # noqa: B023
             print(f'pyiqa {metric}: {_words(times[metric])}', flush=True)
-        ours, own = _timed(lambda: _score(folder, rm, args.threads))
+        ours, own = timed(lambda: score_by_plugin(folder, args.threads, METRICS, rm))
         print(f'finpercep-score, all four and FinPercep-RM: {_words(own)}', flush=True)
     together = tuple(sum(column) for column in zip(*times.values()))
-    differences = {m: _difference(ours[m], theirs[m]) for m in METRICS}
+    differences = {m: largest_difference(ours[m], theirs[m]) for m in METRICS}
     figures = {
         'command': shlex.join(['tools/bench_score.py', *(sys.argv[1:] if argv is None else argv)]),
         'machine': f'{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}',
@@ -100,7 +109,8 @@ def make_crops(photos: Sequence[Path], folder: Path, count: int, side: int, seed
         write_png(folder / 'sr' / f'{number:04d}.png', sr.clip(0, 255).astype(np.uint8))
 
 
-def _random_rm(path: Path) -> Path:
+def random_rm(path: Path) -> Path:
+    """Write a small RM_2 with random weights."""
     import torch
 
     from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
@@ -123,7 +133,7 @@ def _run(arguments: Sequence[str], threads: int) -> str:
     return done.stdout
 
 
-def _timed(work: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
+def timed(work: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
     """What it returns, and seconds that passed and that its processes computed."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     result = work()
@@ -135,7 +145,7 @@ def _words(times: tuple[float, ...]) -> str:
     return f'{times[0]:.1f} s ({times[1]:.1f} s of processor time)'
 
 
-def _pyiqa(metric: str, folder: Path, threads: int) -> dict[str, float]:
+def score_by_pyiqa(metric: str, folder: Path, threads: int) -> dict[str, float]:
     """{file name: score} by pyiqa's command line."""
     told = _run(
         ['-m', 'pyiqa.pyiqa_cmd', metric, '-t', str(folder / 'sr'), '-r', str(folder / 'gt'), '--device', 'cpu', '-v'],
@@ -146,29 +156,19 @@ def _pyiqa(metric: str, folder: Path, threads: int) -> dict[str, float]:
     return {Path(name.split(' | ')[0]).name: value for name, value in table.items() if name != 'mean'}
 
 
-def _score(folder: Path, rm: Path, threads: int) -> dict[str, dict[str, float]]:
-    """{metric: {file name: score}} by finpercep-score."""
+def score_by_plugin(
+    folder: Path, threads: int, metrics: Sequence[str], rm: Path | None = None
+) -> dict[str, dict[str, float]]:
+    """{metric: {file name: score}} by finpercep-score, afresh; with a FinPercep-RM also by that one."""
     out = folder / 'scores.jsonl'
-    files = ['--gt', str(folder / 'gt'), '--rm', str(rm), '--out', str(out)]
-    _run(
-        [
-            '-m',
-            'finpercep_plugin.cli.score',
-            str(folder / 'sr'),
-            *files,
-            '--metrics',
-            *METRICS,
-            '--device',
-            'cpu',
-            '--quiet',
-        ],
-        threads,
-    )
+    files = ['--gt', str(folder / 'gt'), '--out', str(out), *(['--rm', str(rm)] if rm else [])]
+    options = ['--metrics', *metrics, '--device', 'cpu', '--quiet', '--fresh']
+    _run(['-m', 'finpercep_plugin.cli.score', str(folder / 'sr'), *files, *options], threads)
     lines = [json.loads(line) for line in out.read_text(encoding='utf-8').splitlines()]
-    return {metric: {line['path']: line['scores'][metric] for line in lines} for metric in METRICS}
+    return {metric: {line['path']: line['scores'][metric] for line in lines} for metric in metrics}
 
 
-def _difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
+def largest_difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
     """Largest, relative to values above 1.
 
     Raises:

@@ -94,12 +94,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _load(path: str) -> dict[str, Any]:
-    import yaml
+    from finpercep_plugin.plain_yaml import read_yaml
 
     with open(path, encoding='utf-8') as file:
         try:
-            options = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            options = read_yaml(file.read(), f'{path}:')
+        except UnicodeDecodeError as error:
             raise ValueError(f'{path}: not YAML: {error}') from None
     if options is not None and not isinstance(options, dict):
         raise ValueError(f'{path}: expected keys and values, got {type(options).__name__}')

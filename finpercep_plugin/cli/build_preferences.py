@@ -141,13 +141,12 @@ def _reward_section(reward: str | None, file: Mapping[str, Any]) -> dict[str, An
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    import yaml
-
     from finpercep_plugin.config import check_file
+    from finpercep_plugin.plain_yaml import read_yaml
 
     try:
-        content = yaml.safe_load(check_file(path, path, 'the YAML file').read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml(check_file(path, path, 'the YAML file').read_text(encoding='utf-8'), f'{path}:')
+    except UnicodeDecodeError as error:
         raise ValueError(f'{path}: not YAML: {error}') from None
     if not isinstance(content, dict):
         raise ValueError(f'{path}: expected keys and values, got {type(content).__name__}')

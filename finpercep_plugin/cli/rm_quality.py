@@ -35,7 +35,10 @@ def _parser() -> argparse.ArgumentParser:
         help='grown: RM_0, RM_1, RM_2 in turn, as users train; scratch: RM_2 at once from random weights, without S_0',
     )
     parser.add_argument(
-        '--encoder', choices=('frozen', 'adapters', 'full'), default='full', help="RM_2's encoder (default: full)"
+        '--encoder',
+        choices=('frozen', 'adapters', 'ladder', 'full'),
+        default='full',
+        help="RM_2's encoder (default: full)",
     )
     parser.add_argument('--triplets', type=int, default=4000, metavar='N', help='to train on (default: 4000)')
     parser.add_argument('--measured', type=int, default=400, metavar='N', help='triplets to measure on (default: 400)')

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from finpercep_plugin.generators.checkpoint import write_weights
+from finpercep_plugin.generators.checkpoint import why_refused, write_weights
 from finpercep_plugin.losses.reward_loss import FinPercepRewardLoss, NonFiniteReward
 
 __all__ = ['attach', 'reward_losses']
@@ -139,7 +139,10 @@ class _Curriculum:
                 f'{file} is not there; it holds the CCL stage and the reward scales of iteration '
                 f'{resume_state["iter"]}, without which the run cannot go on as it was'
             )
-        state = torch.load(file, map_location='cpu', weights_only=True)
+        try:
+            state = torch.load(file, map_location='cpu', weights_only=True)
+        except Exception as error:  # what a cut-off pickle or zip raises is anything
+            raise ValueError(f'{file} is not the state of a curriculum: {why_refused(error)}') from error
         if set(state['losses']) != set(self.losses):
             raise ValueError(
                 f'{file} is of a run with reward losses {sorted(state["losses"])}, not {sorted(self.losses)}'

@@ -11,6 +11,7 @@ import math
 import statistics
 from typing import Any, Iterable, Literal, Mapping
 
+from finpercep_plugin.config import Unbounded
 from finpercep_plugin.curriculum.signs import SIGNS, Sign
 
 __all__ = ['LEVELS', 'HackingMonitor', 'MonitorOptions', 'RewardHacked', 'Verdict']
@@ -54,7 +55,7 @@ class MonitorOptions:
     rise: float = 0.25
     sure: float = 3.0
     patience: int = 2
-    units: dict[str, float] = dataclasses.field(default_factory=dict)
+    units: dict[str, Unbounded] = dataclasses.field(default_factory=dict)
     stop: bool = False
     keep_best: bool = True
 

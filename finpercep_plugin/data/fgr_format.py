@@ -28,6 +28,8 @@ from typing import Any, Mapping
 import cv2
 import numpy as np
 
+from finpercep_plugin.images import MAX_PIXELS
+
 try:
     import pyspng
 except ImportError:  # of the extra `fgr`
@@ -98,6 +100,9 @@ def decode_png(data: bytes | memoryview) -> np.ndarray:
         ValueError: not a picture.
     """
     kind = bytes(data[24:26])
+    pixels = int.from_bytes(data[16:20], 'big') * int.from_bytes(data[20:24], 'big')
+    if pixels > MAX_PIXELS:
+        raise ValueError(f'{pixels / 1e6:.0f} megapixels, more than the limit of {MAX_PIXELS / 1e6:.0f}')
     if pyspng is not None and kind in (_RGB8, _GREY8):
         try:
             return pyspng.load(bytes(data))

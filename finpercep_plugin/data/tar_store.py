@@ -13,6 +13,7 @@ import logging
 import mmap
 import os
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 
@@ -206,7 +207,7 @@ def _load(tar: Path) -> _Index:
             index = _Index(**{name: stored[name] for name in _Index._fields})
         if np.array_equal(index.stamp, _stamp(tar)):
             return index
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     index = _table(tar, _scan(tar))
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import shutil
 from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence, Union
 
@@ -11,7 +13,16 @@ import torch
 
 from finpercep_plugin.registry import nearest
 
-__all__ = ['check_arch', 'check_keys', 'check_whole', 'read_weights', 'unpickle', 'write_weights']
+__all__ = [
+    'check_arch',
+    'check_finite',
+    'check_keys',
+    'check_whole',
+    'read_weights',
+    'unpickle',
+    'why_refused',
+    'write_weights',
+]
 
 
 def read_weights(path: Union[str, Path], what: str) -> Dict[str, Any]:
@@ -33,11 +44,26 @@ def read_weights(path: Union[str, Path], what: str) -> Dict[str, Any]:
     try:
         data = unpickle(file)
     except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
-        raise ValueError(f'weights of {what}: {file.absolute()} cannot be read: {error}') from error
+        raise ValueError(f'weights of {what}: {file.absolute()} cannot be read: {why_refused(error)}') from error
     if not isinstance(data, dict) or not isinstance(data.get('params'), dict):
         found = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"weights of {what}: {file.absolute()} has no dict 'params'; found {found}")
+    check_finite(data['params'], f'weights of {what}: {file.absolute()}')
     return data
+
+
+def check_finite(tensors: Mapping[str, Any], source: str) -> None:
+    """
+    Args:
+        tensors: by name.
+        source: their file, for the message.
+
+    Raises:
+        ValueError: one holds a NaN or an infinity.
+    """
+    for name, value in tensors.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f'{source} holds numbers that are not finite, in {name}')
 
 
 def unpickle(file: Path) -> Any:
@@ -52,6 +78,14 @@ def unpickle(file: Path) -> Any:
         return torch.load(file, map_location='cpu', weights_only=True, mmap=True)
     except (RuntimeError, ValueError, TypeError):  # a file of torch before 1.6 is no zip archive; torch 2.0 maps none
         return torch.load(file, map_location='cpu', weights_only=True)
+
+
+def why_refused(error: Exception) -> str:
+    """What is wrong with a file that `unpickle` or torch.load refused; not torch's advice to load it without restrictions."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return f'{type(error).__name__}: {error}'
+    foreign = re.search(r'GLOBAL (\S+)', str(error))
+    return f'it holds {foreign[1]}' if foreign else 'it is damaged, or no file of weights'
 
 
 def check_whole(data: Mapping[str, Any], source: Union[str, Path]) -> None:
@@ -123,7 +157,11 @@ def check_arch(
 
 
 def write_weights(data: Mapping[str, Any], path: Union[str, Path]) -> None:
-    """torch.save to a temporary name in the same folder, then rename: `path` is never half written."""
+    """torch.save to a temporary name in the same folder, then rename: `path` is never half written.
+
+    Raises:
+        OSError: it cannot be written; what was there before is there still.
+    """
     file = Path(path).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f'{file.name}.{os.getpid()}.tmp')
@@ -133,5 +171,11 @@ def write_weights(data: Mapping[str, Any], path: Union[str, Path]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
+    except (OSError, RuntimeError) as error:  # of a full disk torch tells the position that it could not write at
+        free = shutil.disk_usage(file.parent).free
+        reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
+        raise OSError(
+            f'{file}: cannot be written ({reason}; {free >> 20} MiB are free); what was kept before is whole'
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
+from typing import Any, ContextManager, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
 import torch
 from torch import nn
 
 from finpercep_plugin.generators import lora
+from finpercep_plugin.generators.swapped import swapped
 from finpercep_plugin.registry import nearest
 
 __all__ = ['TrainedPart', 'match_names']
@@ -59,7 +60,7 @@ class TrainedPart:
         self.lora: Optional[Dict[str, Any]] = None
         self._start: Optional[Dict[str, torch.Tensor]] = None  # None: a fresh LoRA, to be switched off
         self._kept = False
-        self._use_start = False
+        self._use_start = self._in_place = False
 
     def __call__(self, *inputs: Any) -> Any:
         """The network's output; inside `reference`, that of the starting policy, without gradient.
@@ -69,7 +70,7 @@ class TrainedPart:
         if not self._use_start:
             return self.network(*inputs)
         with torch.no_grad():
-            if self._start is None:
+            if self._start is None or self._in_place:
                 return self.network(*inputs)
             device = next(self.network.parameters()).device
             start = {name: value.to(device) for name, value in self._start.items()}
@@ -134,6 +135,15 @@ class TrainedPart:
         chosen = set(match_names('released', parameters, self.released))
         return [module for weight, module in modules.items() if weight in chosen]
 
+    def exchange_in_place(self) -> None:
+        """From now on, `reference` puts the starting values into the parameters themselves, for a network that was sharded
+        since `choose`: it gathers its own parameters, and would not see others.
+        """
+        self._in_place = True
+        if self._start is not None:
+            parameters = dict(self.network.named_parameters())
+            self._start = {name: parameters[name].detach().clone() for name in self._start}
+
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, a call is the starting policy: a fresh LoRA off, else the trained tensors as `choose` found them.
@@ -145,7 +155,14 @@ class TrainedPart:
             raise RuntimeError('reference() needs a starting policy: call trainable(...) first, with reference=True')
         before, self._use_start = self._use_start, True
         try:
-            with lora.adapters_off(self.network) if self._start is None else contextlib.nullcontext():
+            with self._as_at_start():
                 yield
         finally:
             self._use_start = before
+
+    def _as_at_start(self) -> ContextManager[None]:
+        if self._start is None:
+            return lora.adapters_off(self.network)
+        return (
+            swapped(dict(self.network.named_parameters()), self._start) if self._in_place else contextlib.nullcontext()
+        )

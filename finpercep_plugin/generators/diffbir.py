@@ -21,6 +21,7 @@ from finpercep_plugin.generators.cleaner import Cleaner, load_cleaner
 from finpercep_plugin.generators.color_fix import ColorFix
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.generators.latent_generator import LatentGenerator
+from finpercep_plugin.generators.pretrained import hold_encoder
 from finpercep_plugin.generators.released import Released
 from finpercep_plugin.registry import GENERATORS
 
@@ -57,6 +58,7 @@ class DiffBIR(LatentGenerator):
         vae_tile_overlap: of these.
         checkpointing: recompute activations in the backward pass.
         cache: of how many lq images cleaned picture and latent are remembered.
+        text_on_cpu: keep the text encoder off the GPU.
 
     Raises:
         ValueError: another parameterization, zero_snr with 'eps', or steps that the schedule does not have.
@@ -88,6 +90,7 @@ class DiffBIR(LatentGenerator):
         vae_tile_overlap: int = 16,
         checkpointing: bool = True,
         cache: int = 64,
+        text_on_cpu: bool = False,
     ):
         if parameterization not in ('eps', 'v'):
             raise ValueError(f"parameterization must be 'eps' or 'v', got {parameterization!r}")
@@ -146,7 +149,7 @@ class DiffBIR(LatentGenerator):
         """First stage and text encoder of `base`, and the cleaner."""
         base = ldm_files.read_state(self.arch['base'], "DiffBIR's base")
         self.vae = ldm_files.load_vae(base)
-        self.text = ldm_files.load_text(base, self.arch['head_channels'])
+        hold_encoder(self, 'text', ldm_files.load_text(base, self.arch['head_channels']), self.arch['text_on_cpu'])
         if self.arch['cleaner'] is not None:
             self.cleaner = load_cleaner(self.arch['cleaner'], 'DiffBIR')
 

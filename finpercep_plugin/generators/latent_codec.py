@@ -84,6 +84,11 @@ class LatentCodec(nn.Module):
         image = straight_through_clamp(image) if self.clamps_before_fix else image
         return straight_through_clamp(color_fix(image, reference, self.color_fix))
 
+    def channels_last(self) -> None:
+        """Lay out the VAE's kernels, and with them what it computes, channels last; where it is loaded."""
+        if hasattr(self, 'vae'):
+            self.vae.to(memory_format=torch.channels_last)
+
     def upscaled(self, lq: torch.Tensor) -> torch.Tensor:
         """(B, 3, h, w), [0, 1] -> (B, 3, h * scale, w * scale), [0, 1], bicubic."""
         return upscale(lq, self.scale, self.upscale_kernel)

@@ -58,9 +58,11 @@ class LatentGenerator(LatentCodec):
             vae_tile_overlap: of these.
             checkpointing: recompute activations in the backward pass instead of keeping them.
             cache: of how many lq images the text and tag conditions are remembered.
+            text_on_cpu: keep text and tag encoders off the GPU; what they give is remembered, so only what is new takes longer.
 
     Attributes:
         network: holds everything that can be trained; None before `load`. It is called through `part` alone.
+        sharded_units: patterns of the modules of `network` that are gathered one at a time where it is sharded.
     """
 
     prediction: Prediction = 'eps'
@@ -71,6 +73,12 @@ class LatentGenerator(LatentCodec):
     files: ClassVar[Sequence[str]] = ('base',)
     buffers_are_constant: ClassVar[bool] = True
     frozen_in_bf16: ClassVar[bool] = True  # `save` writes what such weights were rounded from
+    sharded_units: ClassVar[Sequence[str]] = (
+        '*.down_blocks.*',
+        '*.mid_block',
+        '*.up_blocks.*',
+        '*.transformer_blocks.*',
+    )
 
     def __init__(self, schedule: Schedule, options: Mapping[str, Any]):
         super().__init__(options['color_fix'], options['vae_tile'], options['vae_tile_overlap'])

@@ -40,6 +40,10 @@ class Memory:
         while len(self._values) > self.size:
             self._values.popitem(last=False)
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._values.clear()
+
 
 def content_key(tensor: torch.Tensor) -> bytes:
     """A hash of a tensor's values, shape and dtype."""

@@ -17,7 +17,7 @@ from finpercep_plugin.diffusion.prediction import add_noise, to_x0
 from finpercep_plugin.diffusion.schedule import DiscreteSchedule, alphas_cumprod
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.generators.latent_generator import LatentGenerator
-from finpercep_plugin.generators.pretrained import load_part, load_sd_text
+from finpercep_plugin.generators.pretrained import hold_encoder, load_part, load_sd_text
 from finpercep_plugin.generators.ram import Tagger
 from finpercep_plugin.generators.released import Released, find_file, find_folder, read_file, read_folder, read_json
 from finpercep_plugin.generators.tiling import Window, tiled
@@ -52,7 +52,7 @@ class OSEDiff(LatentGenerator):
         steps: 1.
         guidance: 1: there is no unconditional prediction.
         eta: 0: the only step ends clean.
-        tile, tile_overlap, color_fix, vae_tile, vae_tile_overlap, checkpointing, cache: see `LatentGenerator`.
+        tile, tile_overlap, color_fix, vae_tile, vae_tile_overlap, checkpointing, cache, text_on_cpu: as the base's.
 
     Raises:
         ValueError: other steps, guidance or eta; timesteps outside 0..999; ram without tags, or its files without it.
@@ -84,6 +84,7 @@ class OSEDiff(LatentGenerator):
         vae_tile_overlap: int = 16,
         checkpointing: bool = True,
         cache: int = 256,
+        text_on_cpu: bool = False,
     ):
         super().__init__(DiscreteSchedule(alphas_cumprod('scaled_linear', 1000, 0.00085, 0.012)), locals())
         _check_options(self.arch, self.schedule.train_steps)
@@ -139,9 +140,10 @@ class OSEDiff(LatentGenerator):
 
     def load_frozen(self) -> None:
         self.vae = load_part(AutoencoderKL, self.base, 'vae', 'OSEDiff: base')
-        self.text = load_sd_text(self.base, 'OSEDiff: base')
+        hold_encoder(self, 'text', load_sd_text(self.base, 'OSEDiff: base'), self.arch['text_on_cpu'])
         if self.arch['ram'] is not None:
-            self.tagger = Tagger.from_files(*(self.arch[key] for key in ('ram', 'dape', 'tags', 'thresholds')))
+            files = [self.arch[key] for key in ('ram', 'dape', 'tags', 'thresholds')]
+            hold_encoder(self, 'tagger', Tagger.from_files(*files), self.arch['text_on_cpu'])
         if self.lpips_weight:
             self.lpips = PyIQAReward('lpips-vgg')
 

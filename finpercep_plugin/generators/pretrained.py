@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Union
 
 import torch
 from torch import nn
 
+from finpercep_plugin.generators.checkpoint import why_refused
 from finpercep_plugin.generators.memory import Memory
 from finpercep_plugin.generators.released import find_folder, read_json, weight_files
 
-__all__ = ['TextEncoder', 'load_part', 'load_sd_text', 'load_tokenizer']
+__all__ = ['TextEncoder', 'hold_encoder', 'load_part', 'load_sd_text', 'load_tokenizer']
 
 Tokenizer = Callable[[List[str]], torch.Tensor]
 _VOCABULARIES = ('tokenizer.json', 'vocab.json', 'spiece.model')
@@ -35,8 +37,9 @@ def load_part(kind: Any, name: Union[str, Path], part: str, what: str) -> nn.Mod
     weight_files(folder, what)
     try:
         module, info = _from_pretrained(kind, folder)
-    except OSError as error:
-        raise ValueError(f'{what}: the weights in {folder.absolute()} cannot be read: {error}') from error
+    except (OSError, pickle.UnpicklingError) as error:
+        reason = why_refused(error)
+        raise ValueError(f'{what}: the weights in {folder.absolute()} cannot be read: {reason}') from error
     except (RuntimeError, ValueError) as error:
         lines = [str(error)]
     else:
@@ -90,6 +93,14 @@ class TextEncoder(nn.Module):
                 found[text] = self.model(ids).last_hidden_state[0].float().cpu()
                 self.memory[text] = found[text]
         return torch.stack([found[text] for text in texts]).to(device)
+
+
+def hold_encoder(generator: nn.Module, name: str, encoder: nn.Module, off_gpu: bool) -> None:
+    """Set a frozen text or tag encoder as `generator.<name>`; `off_gpu`: as no part of it, which `to` would move."""
+    if off_gpu:
+        generator.__dict__[name] = encoder
+    else:
+        setattr(generator, name, encoder)
 
 
 def load_tokenizer(kind: Any, folder: Path, what: str) -> Any:

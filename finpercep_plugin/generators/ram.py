@@ -113,7 +113,7 @@ class Tagger(nn.Module):
             B texts 'tag, tag, ...', in the order of the list, '' where no tag fits; tokens (B, 1 + N, width), float32
             (SeeSR's image condition, (B, 145, 512) at full size).
         """
-        embeds, logits = self.network(self.prepared(image))
+        embeds, logits = self.network(self.prepared(image.to(self.network.label_embed.device)))
         return self.texts(logits), embeds.float()
 
     def prepared(self, image: torch.Tensor) -> torch.Tensor:

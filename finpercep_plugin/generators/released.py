@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 
-from finpercep_plugin.generators.checkpoint import unpickle, write_weights
+from finpercep_plugin.generators.checkpoint import unpickle, why_refused, write_weights
 from finpercep_plugin.registry import nearest
 
 __all__ = [
@@ -155,20 +154,12 @@ def read_file(file: Union[str, Path], what: str) -> Dict[str, Any]:
         if isinstance(error, OSError) and error.filename is not None:  # torch's own, of a file cut short, name none
             raise
         raise ValueError(
-            f'{what}: {file.absolute()} cannot be read as tensors and plain values alone ({_reason(error)}); if it '
+            f'{what}: {file.absolute()} cannot be read as tensors and plain values alone ({why_refused(error)}); if it '
             'holds objects of a training framework, save its state dict by itself'
         ) from error
     if not isinstance(data, dict):
         raise ValueError(f'{what}: {file.absolute()} holds {type(data).__name__}, expected a dict')
     return data
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong; not torch's advice to load the file without restrictions."""
-    if not isinstance(error, pickle.UnpicklingError):
-        return f'{type(error).__name__}: {error}'
-    foreign = re.search(r'GLOBAL (\S+)', str(error))
-    return f'it holds {foreign[1]}' if foreign else 'it is damaged, or no file of weights'
 
 
 def read_folder(path: Path, part: str, what: str) -> Tuple[Dict[str, Any], Dict[str, torch.Tensor], Dict[str, Source]]:

@@ -17,7 +17,7 @@ from finpercep_plugin.diffusion.schedule import DiscreteSchedule, alphas_cumprod
 from finpercep_plugin.generators.color_fix import ColorFix
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.generators.latent_generator import LatentGenerator
-from finpercep_plugin.generators.pretrained import load_part, load_sd_text
+from finpercep_plugin.generators.pretrained import hold_encoder, load_part, load_sd_text
 from finpercep_plugin.generators.ram import Tagger
 from finpercep_plugin.generators.released import Released, find_folder, read_folder
 from finpercep_plugin.registry import GENERATORS
@@ -72,6 +72,7 @@ class SeeSR(LatentGenerator):
         vae_tile_overlap: of these.
         checkpointing: recompute activations in the backward pass.
         cache: of how many lq images tags, tokens and latents are remembered.
+        text_on_cpu: keep the text encoder and the tagger off the GPU.
 
     Raises:
         ValueError: steps that the schedule does not have, or a null_text that is no chance.
@@ -106,6 +107,7 @@ class SeeSR(LatentGenerator):
         vae_tile_overlap: int = 16,
         checkpointing: bool = True,
         cache: int = 256,
+        text_on_cpu: bool = False,
     ):
         super().__init__(DiscreteSchedule(alphas_cumprod('scaled_linear')), locals())
         if not 0.0 <= null_text <= 1.0:
@@ -130,8 +132,8 @@ class SeeSR(LatentGenerator):
 
         files = [self.arch[name] for name in ('ram', 'dape', 'tags', 'thresholds')]
         self.vae = load_part(AutoencoderKL, self.arch['base'], 'vae', 'SeeSR')
-        self.text = load_sd_text(self.arch['base'], 'SeeSR')
-        self.tagger = Tagger.from_files(*files)
+        hold_encoder(self, 'text', load_sd_text(self.arch['base'], 'SeeSR'), self.arch['text_on_cpu'])
+        hold_encoder(self, 'tagger', Tagger.from_files(*files), self.arch['text_on_cpu'])
 
     def condition(self, lq: torch.Tensor, prompt: Optional[Sequence[str]] = None) -> Condition:
         """Tags, tokens, texts and the latent of lq; `prompts` are the tags and the user's words.

@@ -16,6 +16,7 @@ from finpercep_plugin.diffusion.schedule import DiscreteSchedule, alphas_cumprod
 from finpercep_plugin.generators import ldm_files, stablesr_files
 from finpercep_plugin.generators.condition import Condition
 from finpercep_plugin.generators.latent_generator import LatentGenerator
+from finpercep_plugin.generators.pretrained import hold_encoder
 from finpercep_plugin.generators.released import Released
 from finpercep_plugin.registry import GENERATORS
 
@@ -41,7 +42,7 @@ class StableSR(LatentGenerator):
         guidance: of the default sampler; 1 for none.
         eta: 1 is DDPM.
         tile: see `LatentGenerator`; 64 for the 512 px checkpoints, 96 for 768v.
-        tile_overlap, color_fix, vae_tile, vae_tile_overlap, checkpointing, cache: see `LatentGenerator`.
+        tile_overlap, color_fix, vae_tile, vae_tile_overlap, checkpointing, cache, text_on_cpu: see `LatentGenerator`.
     """
 
     spacing = 'accumulated'
@@ -68,6 +69,7 @@ class StableSR(LatentGenerator):
         vae_tile_overlap: int = 32,
         checkpointing: bool = True,
         cache: int = 256,
+        text_on_cpu: bool = False,
     ):
         super().__init__(DiscreteSchedule(alphas_cumprod('scaled_linear', 1000, 0.00085, 0.012)), locals())
         if parameterization not in ('eps', 'v'):
@@ -87,7 +89,7 @@ class StableSR(LatentGenerator):
         """First stage and text encoder of `base` or of the checkpoint that was loaded, and the CFW autoencoder."""
         source = ldm_files.read_state(self.arch['base'] or self.config['file'], 'StableSR: first stage and text')
         self.vae = ldm_files.load_vae(source)
-        self.text = ldm_files.load_text(source)
+        hold_encoder(self, 'text', ldm_files.load_text(source), self.arch['text_on_cpu'])
         if self.arch['cfw'] is not None:
             self.cfw = stablesr_files.load_cfw(self.arch['cfw'])
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from finpercep_plugin.config import ConfigError
-from finpercep_plugin.generators.checkpoint import write_weights
+from finpercep_plugin.generators.checkpoint import why_refused, write_weights
 
 __all__ = ['get_rng', 'load_resume_state', 'protect', 'remove_leftovers', 'set_rng']
 
@@ -121,13 +121,15 @@ def _publish(hidden: Path, final: Path) -> None:
 
 def remove_leftovers(opt: dict[str, Any]) -> None:
     """Delete what runs that were killed while writing left in the experiment's folders: `<name>.<pid>.tmp` of processes
-    that are gone. For the start of a run, on rank 0.
+    that are gone, and `<iter>.shards.tmp`. For the start of a run, on rank 0.
     """
     for key in ('models', 'training_states'):
         for file in Path(opt['path'][key]).glob('*.tmp'):
             found = re.search(r'\.(\d+)\.tmp$', file.name)
             if found and not _alive(int(found[1])):
                 file.unlink(missing_ok=True)
+        for folder in Path(opt['path'][key]).glob('*.shards.tmp'):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:
@@ -162,7 +164,10 @@ def _restore_rng(opt: dict[str, Any], iteration: int) -> None:
     folder = Path(opt['path'].get('resume_state') or Path(opt['path']['training_states']) / 'x').parent
     file = folder / _rng_name(iteration)
     if file.is_file():
-        set_rng(torch.load(file, map_location='cpu', weights_only=True))
+        try:
+            set_rng(torch.load(file, map_location='cpu', weights_only=True))
+        except Exception as error:  # what a cut-off pickle or zip raises is anything
+            raise ValueError(f'{file} is not the state of random number generators: {why_refused(error)}') from error
     else:
         _log.warning('%s is not there: the generators start from the seed, not where the run was', file)
 
@@ -215,6 +220,16 @@ def _load(opt: dict[str, Any], file: Path, where: str) -> dict[str, Any]:
         raise ConfigError([f'{where}: {file} is not a whole, safe training state: {reason}']) from error
     if not isinstance(state, dict) or not isinstance(state.get('iter'), int):
         raise ConfigError([f'{where}: {file} is not a training state of BasicSR (no `iter` in it)'])
+    from finpercep_plugin.models.resuming import check_model
+
+    try:
+        check_model(state, opt['model_type'])
+        if isinstance(state.get('shards'), str):
+            from finpercep_plugin.models.sharded_state import check_shards
+
+            check_shards(file.parent / state['shards'])
+    except ValueError as error:
+        raise ConfigError([f'{where}: {error}']) from error
     check_resume(opt, state['iter'])
     for network in (key for key in opt if key.startswith('network_')):
         weights = opt['path'].get(f'pretrain_{network}')

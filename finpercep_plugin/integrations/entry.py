@@ -22,7 +22,7 @@ from finpercep_plugin.data.fgr_format import FGRError
 from finpercep_plugin.data.lmdb_io import StoreError
 from finpercep_plugin.integrations.basicsr import require
 from finpercep_plugin.integrations.fitting import settle_seed
-from finpercep_plugin.integrations.wrappers import leave_group
+from finpercep_plugin.integrations.wrappers import leave_group, lost_peer
 
 __all__ = ['blame', 'leave_group', 'open_log', 'read_options', 'run', 'write_options']
 
@@ -35,7 +35,8 @@ def run(pipeline: Callable[[str], Any], argv: list[str] | None = None) -> int:
         argv: command line without the program's name; None leaves sys.argv.
 
     Returns:
-        Exit code: 0, 1 for a run that diverged or whose reward was hacked, 2 for bad options or data.
+        Exit code: 0, 1 for a run that diverged, whose reward was hacked, or that lost another process, 2 for bad options
+        or data, and for files that cannot be written.
     """
     if argv is not None:
         sys.argv[1:] = argv
@@ -55,6 +56,15 @@ def run(pipeline: Callable[[str], Any], argv: list[str] | None = None) -> int:
             raise
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, above all
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        lost = lost_peer(error)
+        if lost is None:
+            raise
+        print(f'error: {lost}', file=sys.stderr)
+        return 1
     return 0
 
 

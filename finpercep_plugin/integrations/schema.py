@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, Union
+from typing import Any, Literal, Mapping, Union
 
 MADE = {'is_train', 'dist', 'rank', 'world_size', 'auto_resume', 'root_path'}  # by parse_options
 TOP = {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'path', 'train', 'val', 'logger'}
@@ -105,3 +105,23 @@ class Data:
 class TrainData(Data):
     batch_size_per_gpu: int = dataclasses.field(kw_only=True)
     num_worker_per_gpu: int = dataclasses.field(kw_only=True)
+
+
+def misshapen(raw: Mapping[str, Any]) -> list[str]:
+    """What parse_options trips over, and metrics that only the first validation would."""
+    sets, paths, val = (raw.get(k) if isinstance(raw.get(k), Mapping) else {} for k in ('datasets', 'path', 'val'))
+    metrics = val['metrics'] if isinstance(val.get('metrics'), Mapping) else {}
+    parts = {f'$.datasets.{k}': v for k, v in sets.items()} | {f'$.val.metrics.{k}': v for k, v in metrics.items()}
+    problems = [f'{k}: expected a section (mapping), got {v!r}' for k, v in parts.items() if not isinstance(v, Mapping)]
+    for name, section in metrics.items():
+        if isinstance(section, Mapping) and not isinstance(section.get('type'), str):
+            problems.append(f'$.val.metrics.{name}: expected a section with `type: <metric>`, got {dict(section)!r}')
+    for key, value in paths.items():
+        if ('resume_state' in key or 'pretrain_network' in key) and not isinstance(value, (str, type(None))):
+            problems.append(f'$.path.{key}: expected str or null, got {type(value).__name__} {value!r}')
+    if isinstance(raw.get('num_gpu'), int) and raw['num_gpu'] < 0:
+        problems.append(f'$.num_gpu: expected 0 or more, or auto, got {raw["num_gpu"]}')
+    seed = raw.get('manual_seed')
+    if isinstance(seed, (int, float)) and not 0 <= seed < 2**32 - 2**16:
+        problems.append(f'$.manual_seed: expected 0 or more, below 2**32 - 2**16, got {seed}')
+    return problems

@@ -21,7 +21,9 @@ __all__ = [
     'build_dataloader',
     'build_model',
     'init_dist',
+    'leave_group',
     'load_resume_state',
+    'lost_peer',
     'mkdir_and_rename',
     'model_to_device',
     'parse_options',
@@ -234,3 +236,31 @@ def leave_group() -> None:
     if dist.get_backend() == 'gloo' and not hasattr(sys, 'last_value'):  # after an error, the others may never come
         dist.monitored_barrier(timeout=datetime.timedelta(seconds=60))
     dist.destroy_process_group()
+
+
+_LOST = re.compile(r'gloo|nccl|connection (closed|reset)|timed out|broken pipe|clients joined', re.IGNORECASE)
+
+
+def lost_peer(error: RuntimeError) -> str | None:
+    """What to tell of an error that means that another process of the run is gone or stands still; None for any other.
+    The group is left at once: nobody would come to the end that is waited for otherwise.
+    """
+    import torch.distributed as dist
+
+    known = getattr(dist, 'DistError', ())
+    if not (dist.is_available() and (isinstance(error, known) or (dist.is_initialized() and _LOST.search(str(error))))):
+        return None
+    rank = dist.get_rank() if dist.is_initialized() else int(os.environ.get('RANK', 0))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    minutes = (_yaml.get('dist_params') or {}).get('timeout')
+    limit = (
+        'within the time limit (dist_params.timeout)'
+        if minutes is None
+        else f'for {float(minutes):g} minutes (dist_params.timeout)'
+    )
+    reason = str(error).strip().splitlines()[0]
+    return (
+        f'rank {rank}: another process of the run is gone, or has not answered {limit}: {reason}\n'
+        'Start all processes again with --auto_resume: they go on from the last state.'
+    )

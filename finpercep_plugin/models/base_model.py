@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Tuple
+from typing import Any, ContextManager, Iterable, Iterator, Tuple
 
 import numpy as np
 import torch
@@ -15,15 +15,16 @@ from basicsr.utils import get_root_logger
 from PIL import Image
 from torch import Tensor, nn
 
-from finpercep_plugin.generators.checkpoint import write_weights
+from finpercep_plugin.generators.swapped import swapped
+from finpercep_plugin.models.optimisers import build_optimiser
 from finpercep_plugin.models.options import TrainOptions
-from finpercep_plugin.models.steps import EmaWeights, buckets, cosine_rate, mean_terms
+from finpercep_plugin.models.parallel import Trained, choose
+from finpercep_plugin.models.resuming import check_kind, check_trained
+from finpercep_plugin.models.steps import cosine_rate, mean_terms
 
 __all__ = ['FinPercepModel', 'Micro']
 
 Micro = Tuple[Tensor, dict[str, Tensor]]
-BUCKET = 2**26
-"""Gradient elements that ranks exchange at once: 256 MiB."""
 
 
 class FinPercepModel(BaseModel):
@@ -35,9 +36,11 @@ class FinPercepModel(BaseModel):
 
     net_g: nn.Module
     settings: TrainOptions
+    exports_everything = True
 
     def __init__(self, opt: dict[str, Any]):
         super().__init__(opt)
+        self.parallel = choose(opt, self.device, self.autocast)
         self.trained: dict[str, nn.Parameter] = {}
         self.ema: dict[str, Tensor] = {}
         self.log_dict: OrderedDict[str, Tensor] = OrderedDict()
@@ -62,19 +65,9 @@ class FinPercepModel(BaseModel):
             for name, params in groups.items()
             for rate in [(rates or {}).get(name, optim.lr)]
         ]
-        kind = getattr(torch.optim, optim.type)
-        # Without `fused` the step on a GPU makes temporaries of the size of all trained parameters.
-        options = {'fused': True} if self.device.type == 'cuda' else {}
-        groups = [g for g in groups if g['params']]
-        self.optimizers = [kind(groups, weight_decay=optim.weight_decay, betas=optim.betas, **options)]
-        self._broadcast()
+        self.optimizers = [build_optimiser(optim, [g for g in groups if g['params']], self.device)]
+        self.parallel.begin(self.net_g)
         self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if settings.ema_decay else {}
-
-    def _broadcast(self) -> None:
-        """All ranks start from rank 0's tensors."""
-        if self.opt['dist']:
-            for tensor in self.net_g.state_dict().values():
-                dist.broadcast(tensor, 0)
 
     # ---------------------------------------------------------------- a step
 
@@ -124,16 +117,19 @@ class FinPercepModel(BaseModel):
         total, parts = torch.zeros((), device=self.device), []
         while (micro := self._next(micro_batches)) is not None:
             loss, terms = micro
-            if loss.requires_grad and torch.isfinite(loss):
+            if loss.requires_grad and (self.parallel.sharded or torch.isfinite(loss)):  # all ranks go through a shard's
                 loss.backward()
             total = total + loss.detach().float()
             parts.append({k: torch.as_tensor(v, device=self.device).detach().float() for k, v in terms.items()})
-        finite = self._sync_gradients(total)
+            # A ranking or a hinge hides a reward that is not finite from the loss; 0 times it is NaN.
+            total = total + 0 * parts[-1].get('reward', total.new_zeros(()))
+        parameters = list(self.trained.values())
+        finite = self.parallel.average(parameters, total)
         seen = {**mean_terms(parts), 'l_total': total}
         if not finite:
             self._bad_step(current_iter, total)
             return seen
-        seen['grad_norm'] = nn.utils.clip_grad_norm_(self.trained.values(), self.settings.grad_clip or math.inf)
+        seen['grad_norm'] = self.parallel.clip(parameters, self.settings.grad_clip)
         optimizer.step()
         decay = min(self.settings.ema_decay, (1 + current_iter) / (10 + current_iter))  # short runs forget their start
         for name, shadow in self.ema.items():
@@ -146,26 +142,13 @@ class FinPercepModel(BaseModel):
         return (self.opt.get('train') or {}).get('precision', 'fp32') == 'bf16'
 
     def autocast(self) -> torch.autocast:
-        """The precision of every forward pass, in training and validation."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        """The precision of every forward pass, in training and validation.
 
-    def _sync_gradients(self, total: Tensor) -> bool:
-        """Average the trained gradients over ranks; False if anything anywhere is not finite.
-
-        Ranks exchange flat pieces of `BUCKET` elements, so that the copy beside the gradients stays small.
+        Casts of a sharded network's parameters are not kept: they would outlive what is gathered, and one that was made
+        without gradient would be used with it.
         """
-        for p in self.trained.values():
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        pieces = buckets([p.grad for p in self.trained.values()] + [total.reshape(1).float()], BUCKET)
-        if self.opt['dist']:
-            for piece in pieces:
-                flat = torch.cat([g.flatten() for g in piece])
-                dist.all_reduce(flat)
-                flat /= self.opt['world_size']
-                for g, value in zip(piece, flat.split([g.numel() for g in piece])):
-                    g.copy_(value.view_as(g))
-        return all(bool(torch.isfinite(g.sum())) or bool(torch.isfinite(g).all()) for piece in pieces for g in piece)
+        keep = not self.parallel.sharded
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=keep)
 
     def _bad_step(self, current_iter: int, total: Tensor) -> None:
         self.bad_steps += 1
@@ -198,15 +181,29 @@ class FinPercepModel(BaseModel):
     # ---------------------------------------------------------------- checkpoints
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """`net_g_<iter>.pth`, then `<iter>.state`, which alone is enough to continue; each appears whole or not at all."""
-        if self.opt['rank'] != 0:
-            return
+        """`net_g_<iter>.pth`, then `<iter>.state`, which is enough to continue; each appears whole or not at all (a
+        collective call).
+        """
         name = 'latest' if current_iter == -1 else current_iter
-        with self.ema_weights():
-            self.export(Path(self.opt['path']['models']) / f'net_g_{name}.pth')
+        with self.exporting(self.exports_everything) as writes:
+            if writes:
+                self.export(Path(self.opt['path']['models']) / f'net_g_{name}.pth')
         if current_iter != -1:
             path = Path(self.opt['path']['training_states']) / f'{current_iter}.state'
-            write_weights(self.training_state(epoch, current_iter), path)
+            self.parallel.write_state(self.training_state(epoch, current_iter), path)
+
+    @contextlib.contextmanager
+    def exporting(self, everything: bool) -> Iterator[bool]:
+        """Inside, the network holds the EMA, if there is one, and can be saved by the rank that gets True (a collective call).
+
+        Args:
+            everything: all parameters, not the trained ones alone.
+        """
+        if not self.parallel.sharded and self.opt['rank'] != 0:
+            yield False
+            return
+        with self.ema_weights(), self.parallel.whole(self.net_g, None if everything else self.trained) as writes:
+            yield writes
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
         """Everything to continue bit-exactly; plain tensors and numbers, so `weights_only=True` opens it."""
@@ -214,6 +211,7 @@ class FinPercepModel(BaseModel):
         if not getattr(self.net_g, 'buffers_are_constant', False):
             buffers = dict(self.net_g.named_buffers())
         return {
+            'model': type(self).__name__,
             'epoch': epoch,
             'iter': current_iter,
             'optimizers': [o.state_dict() for o in self.optimizers],
@@ -226,17 +224,18 @@ class FinPercepModel(BaseModel):
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Inverse of `training_state`.
+        """Inverse of `training_state`, for any number of processes.
 
         Raises:
-            ValueError: the state is of another set of trained parameters; both sides of the difference are named.
+            ValueError: the state is of another model, or of other trained parameters; what differs is named.
         """
+        check_kind(resume_state, type(self).__name__)
+        numbered = [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group['params']]
+        folder = Path(self.opt['path'].get('resume_state') or self.opt['path']['training_states'])
+        folder = folder.parent if folder.suffix == '.state' else folder
+        resume_state = self.parallel.read_state(resume_state, folder, Trained(self.trained, numbered))
         saved = resume_state['trained']
-        if set(saved) != set(self.trained):
-            raise ValueError(
-                f'the state to resume trains other parameters than the YAML: only in the state {sorted(set(saved) - set(self.trained))[:5]}, '
-                f'only in the YAML {sorted(set(self.trained) - set(saved))[:5]}'
-            )
+        check_trained(saved, self.trained)
         with torch.no_grad():
             for name, value in saved.items():
                 self.trained[name].copy_(value)
@@ -251,9 +250,9 @@ class FinPercepModel(BaseModel):
         )  # one that was stopped starts counting anew
         torch.set_rng_state(resume_state['rng'].cpu())
 
-    def ema_weights(self) -> EmaWeights:
+    def ema_weights(self) -> ContextManager[None]:
         """Context in which the trained parameters hold their shadow, if there is one."""
-        return EmaWeights(self.trained, self.ema)
+        return swapped(self.trained, self.ema)
 
     # ---------------------------------------------------------------- validation
 

@@ -8,6 +8,7 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor
 
+from finpercep_plugin.config import ConfigError
 from finpercep_plugin.generators.pixels import crop
 from finpercep_plugin.models.fixed_samples import Outputs, fixed_outputs, fixed_set
 
@@ -21,6 +22,9 @@ def calibrate(model: Any, stages: Sequence[int]) -> None:
     Args:
         model: an `RLModel` whose generator computes what it did at the start.
         stages: whose reward models are there; [0] for a reward without stages.
+
+    Raises:
+        ConfigError: there is no scale in what the reward gives.
     """
     count, reward = model.settings.ccl.calibration, model.reward
     get_root_logger().info(
@@ -34,11 +38,14 @@ def calibrate(model: Any, stages: Sequence[int]) -> None:
         for row, name in enumerate(names):
             table[row, outputs.samples] = values[name].double().cpu()[: len(outputs.samples)]
     rows = dict(zip(names, model.reduce_sum(table)))
-    if hasattr(reward, 'measure'):
-        reward.measure(rows)
-        return
-    for stage in stages:
-        model.schedule.statistics.measure(stage, rows[stage])
+    try:
+        if hasattr(reward, 'measure'):
+            reward.measure(rows)
+            return
+        for stage in stages:
+            model.schedule.statistics.measure(stage, rows[stage])
+    except ValueError as error:
+        raise ConfigError([f'$.reward: on outputs of the starting generator: {error}']) from error
 
 
 def _values(model: Any, stages: Sequence[int], outputs: Outputs) -> dict[Any, Tensor]:

@@ -14,6 +14,7 @@ from finpercep_plugin.data.sampler import PositionDataset
 from finpercep_plugin.generator_section import check_generator
 from finpercep_plugin.models.generator_model import GeneratorModel, check_val
 from finpercep_plugin.models.options import TrainOptions
+from finpercep_plugin.models.parallel import check_parallel
 from finpercep_plugin.registry import MODELS
 from finpercep_plugin.rng import keyed_randn, keyed_torch
 
@@ -28,7 +29,7 @@ def check(opt: Mapping[str, Any]) -> list[str]:
     training = opt.get('is_train', True)
     problems = check_generator(opt.get('generator'), need_weights=not training)
     if training:
-        problems += collect(lambda: parse(TrainOptions, opt.get('train'), '$.train'))
+        problems += collect(lambda: parse(TrainOptions, opt.get('train'), '$.train')) + check_parallel(opt)
     return problems + check_val(opt.get('val'))
 
 

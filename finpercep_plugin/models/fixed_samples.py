@@ -53,10 +53,11 @@ def fixed_outputs(model: Any, dataset: PositionDataset, count: int, purpose: str
     model.net_g.eval()
     batch = max(1, int(model.opt['datasets']['train'].get('batch_size_per_gpu', 1)))
     mine = list(range(model.opt['rank'], count, model.opt['world_size']))
-    for first in range(0, max(len(mine), 1), batch):
-        part = mine[first : first + batch]
-        items = [dataset[i] for i in part or [0]]
-        lq, gt = (torch.stack([item[k] for item in items]).to(model.device) for k in ('lq', 'gt'))
-        sr, prompt = model.super_resolve(lq, part or [0], purpose, **sampler_of(model))
-        yield Outputs(part, sr, lq, gt, prompt)
+    with model.parallel.uneven():
+        for first in range(0, max(len(mine), 1), batch):
+            part = mine[first : first + batch]
+            items = [dataset[i] for i in part or [0]]
+            lq, gt = (torch.stack([item[k] for item in items]).to(model.device) for k in ('lq', 'gt'))
+            sr, prompt = model.super_resolve(lq, part or [0], purpose, **sampler_of(model))
+            yield Outputs(part, sr, lq, gt, prompt)
     model.net_g.train(training)

@@ -57,6 +57,8 @@ class GeneratorValOptions(ValOptions):
 def check_val(section: Any) -> list[str]:
     """What is wrong with the `val:` section of a generator model; no weights of a reward are loaded."""
     problems = collect(lambda: parse(GeneratorValOptions, section, '$.val'))
+    if problems:
+        return problems
     for name, reward in ((section or {}).get('rewards') or {}).items():
         if name in (section.get('metrics') or {}):
             problems.append(f'$.val.rewards.{name}: $.val.metrics has this name too; give it another')
@@ -102,12 +104,14 @@ class GeneratorModel(FinPercepModel):
         torch.manual_seed(opt.get('manual_seed') or 0)
         self.seed = int(opt.get('manual_seed') or 0)
         own, _ = split_section(opt['generator'])
-        self.net_g = build_generator(opt['generator']).to(self.device)
+        self.net_g = build_generator(opt['generator'])
+        if not self.parallel.sharded:
+            self.net_g.to(self.device)
         if self.is_train:
             self.net_g.trainable(own.train, rank=own.lora_rank, alpha=own.lora_alpha, reference=self.needs_reference)
-            self.net_g.to(self.device)
         if self.bf16 and getattr(self.net_g, 'frozen_in_bf16', False):
             cast_frozen(self.net_g)
+        self.parallel.place(self.net_g)
         self.val_options = parse(GeneratorValOptions, opt.get('val'), '$.val')
         self.heldout = {
             name: build(REWARDS, section, f'$.val.rewards.{name}').to(self.device)
@@ -152,8 +156,11 @@ class GeneratorModel(FinPercepModel):
         dataset, name = dataloader.dataset, dataloader.dataset.opt['name']
         sums = {key: [0.0, 0] for key in (*self.val_options.metrics, *self.heldout)}
         panel = []
-        with self.ema_weights():
-            for index in self.shard(dataset):
+        mine = self.shard(dataset)
+        with self.ema_weights(), self.parallel.uneven():
+            if self.parallel.sharded and not mine:  # its part of the network is needed all the same
+                self.super_resolve(dataset[0]['lq'][None].to(self.device), [0], f'validation {name}')
+            for index in mine:
                 item = dataset[index]
                 lq, gt = item['lq'][None].to(self.device), item.get('gt')
                 sr, prompt = self.super_resolve(lq, [index], f'validation {name}')

@@ -25,7 +25,7 @@ from finpercep_plugin.config import ConfigError
 from finpercep_plugin.data.fgr_dataset import FinPercepFGRDataset, to_tensor
 from finpercep_plugin.data.fresh_samples import FreshSamples, build_fresh, is_complete
 from finpercep_plugin.data.loaders import train_loader, val_loaders
-from finpercep_plugin.generators.checkpoint import write_weights
+from finpercep_plugin.generators.checkpoint import read_weights, write_weights
 from finpercep_plugin.integrations.checkpoints import get_rng, load_resume_state, remove_leftovers, set_rng
 from finpercep_plugin.loop import fit, validate
 from finpercep_plugin.models.fixed_samples import sampler_of
@@ -54,7 +54,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _digest_of(file: Path) -> str:
-    return digest(torch.load(file, map_location='cpu', weights_only=True)['params'])
+    return digest(read_weights(file, 'the reward model')['params'])
 
 
 class RewardGrowth:
@@ -166,7 +166,7 @@ class RewardGrowth:
         previous = self.file(self.stages[self.stages.index(stage) - 1])
         kept = {name: plan[name] for name in ('network_g', 'train', 'datasets', 'manual_seed', 'world_size')}
         sampled = {'fresh': self.options.fresh, 'share': self.options.share, **sampler_of(self.model)}
-        made = {'generator': digest(self.model.trained), 'rm': _digest_of(previous)}
+        made = {'generator': digest(self.model.parallel.full(self.model.trained)), 'rm': _digest_of(previous)}
         key = json.dumps({**kept, **sampled, **made, 'bf16': self.model.bf16}, sort_keys=True, default=str)
         same = self._agreed(file.is_file() and file.read_text(encoding='utf-8') == key)
         if self.model.opt['rank'] == 0 and not same:

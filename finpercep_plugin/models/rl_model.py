@@ -19,6 +19,7 @@ from finpercep_plugin.models.calibration import calibrate
 from finpercep_plugin.models.generator_model import GeneratorModel
 from finpercep_plugin.models.growth import RewardGrowth
 from finpercep_plugin.models.precision import cast_frozen
+from finpercep_plugin.models.resuming import check_kind
 from finpercep_plugin.models.rl_options import RLTrainOptions, build_algorithm, staged_schedule
 from finpercep_plugin.models.watch import Watch
 from finpercep_plugin.registry import REWARDS
@@ -35,6 +36,7 @@ class RLModel(GeneratorModel):
     """
 
     algorithm_type: ClassVar[str]
+    exports_everything = False
 
     def __init__(self, opt: dict[str, Any]):
         super().__init__(opt)
@@ -43,6 +45,8 @@ class RLModel(GeneratorModel):
             at_switch = settings.ccl.reward_update == 'at_switch'
             self.algorithm = self.make_algorithm(settings.algorithm)
             self.needs_reference = self.algorithm.needs_reference or at_switch
+            if hasattr(self.algorithm, 'even'):
+                self.algorithm.even = self.parallel.sharded
         self.build_net(opt)
         self.reward = self.growth = None
         if self.is_train:
@@ -160,6 +164,7 @@ class RLModel(GeneratorModel):
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
+        check_kind(resume_state, type(self).__name__, ccl=dict)
         super().resume_training(resume_state)
         self.schedule.load_state_dict(resume_state['ccl'])
         if resume_state.get('reward'):
@@ -197,13 +202,15 @@ class RLModel(GeneratorModel):
         One that came from a released checkpoint is written in that layout too, for its own project.
         """
         super().save(epoch, current_iter)
-        if current_iter == -1 and self.opt['rank'] == 0:
-            folder, released = Path(self.opt['path']['models']), getattr(self.net_g, 'released', None)
-            with self.ema_weights():
+        if current_iter != -1:
+            return
+        folder, released = Path(self.opt['path']['models']), getattr(self.net_g, 'released', None)
+        with self.exporting(everything=True) as writes:
+            if writes:
                 self.net_g.save(folder / 'generator_latest.pth', layout='own')
-                if released is not None:
-                    suffix = released.path.suffix if released.path.is_file() else ''
-                    self._save_original(folder / f'original_latest{suffix}')
+            if writes and released is not None:
+                suffix = released.path.suffix if released.path.is_file() else ''
+                self._save_original(folder / f'original_latest{suffix}')
 
     def _save_original(self, path: Path) -> None:
         try:

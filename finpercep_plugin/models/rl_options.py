@@ -14,6 +14,7 @@ from finpercep_plugin.generator_section import build_generator, check_generator
 from finpercep_plugin.models.generator_model import check_reward, check_val
 from finpercep_plugin.models.growth_options import GrowthOptions, check_growth
 from finpercep_plugin.models.options import TrainOptions
+from finpercep_plugin.models.parallel import check_parallel
 from finpercep_plugin.models.watch import check_watch
 from finpercep_plugin.registry import ALGORITHMS, REWARDS
 from finpercep_plugin.rewards.finpercep_reward import FinPercepReward, by_stage, check_files
@@ -84,7 +85,7 @@ def check_rl(
         lambda: parse(RLTrainOptions, train, '$.train'),
         lambda: make(train.get('algorithm') or {}, kind),
     )
-    problems += check_reward(opt.get('reward'), '$.reward') if rewarded else []
+    problems += check_parallel(opt) + (check_reward(opt.get('reward'), '$.reward') if rewarded else [])
     if problems:
         return problems
     settings = parse(RLTrainOptions, train, '$.train')

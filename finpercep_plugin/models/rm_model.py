@@ -68,6 +68,8 @@ def check(opt: Mapping[str, Any]) -> list[str]:
         problems.append(f'$.network_g.type: expected FinPercepRM, got {section.get("type")!r}')
     if not training and not path:
         problems.append('$.path.pretrain_network_g: missing; expected the file of the reward model to test')
+    if training and train.get('parallel') == 'fsdp':
+        problems.append('$.train.parallel: fsdp shards generators; a reward model is small enough for ddp')
     useful = (
         [k for k in LOSS_KEYS if train.get(k)]
         if network.get('stage', 2)

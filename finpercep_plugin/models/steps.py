@@ -1,14 +1,13 @@
-"""Small parts of a training step: the learning rate, means of what was measured, pieces of gradients, swapped weights."""
+"""Small parts of a training step: the learning rate, means of what was measured, pieces of gradients."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ['EmaWeights', 'buckets', 'cosine_rate', 'mean_terms']
+__all__ = ['buckets', 'cosine_rate', 'mean_terms']
 
 
 def cosine_rate(step: int, total: int, floor: float = 0.0) -> float:
@@ -42,21 +41,3 @@ def buckets(tensors: list[Tensor], size: int) -> list[list[Tensor]]:
         pieces[-1].append(tensor)
         held += tensor.numel()
     return pieces
-
-
-class EmaWeights:
-    """Swaps the shadow into the parameters on entry and back on exit."""
-
-    def __init__(self, trained: dict[str, nn.Parameter], ema: dict[str, Tensor]):
-        self.trained, self.ema, self.kept = trained, ema, {}
-
-    def __enter__(self) -> None:
-        with torch.no_grad():
-            for name, shadow in self.ema.items():
-                self.kept[name] = self.trained[name].detach().clone()
-                self.trained[name].copy_(shadow)
-
-    def __exit__(self, *exception: Any) -> None:
-        with torch.no_grad():
-            for name, value in self.kept.items():
-                self.trained[name].copy_(value)

@@ -86,8 +86,10 @@ class Watch:
 
     def _keep(self) -> None:
         """The weights as they are, for `net_g_safe.pth`."""
-        if self.monitor.options.keep_best and self.model.opt['rank'] == 0:
-            with self.model.ema_weights():
+        if not self.monitor.options.keep_best:
+            return
+        with self.model.exporting(self.model.exports_everything) as writes:
+            if writes:
                 self.model.export(Path(self.model.opt['path']['models']) / 'net_g_safe.pth')
 
     def stop(self, step: int) -> None:

@@ -101,6 +101,7 @@ class FinPercepReward(nn.Module):
         rm: one file instead, for a reward that stays at the file's own stage.
         l1, l2: weights of S_k and of 1 - max^(M_k).
         top: share of the pixels in max^.
+        checkpointing: recompute the encoder's blocks in the backward pass instead of keeping what is inside them.
         statistics: mu_k, sd_k, shared with the curriculum. Without them R_k = raw_k, for rewards that are only watched.
 
     Attributes:
@@ -123,6 +124,7 @@ class FinPercepReward(nn.Module):
         l1: float = 1.0,
         l2: float = 1.0,
         top: float = 0.01,
+        checkpointing: bool = False,
         statistics: ScoreStatistics | None = None,
     ):
         super().__init__()
@@ -137,7 +139,7 @@ class FinPercepReward(nn.Module):
             if not file.is_file():
                 name = 'rm' if stage is None else f'rms, stage {stage}'
                 raise FileNotFoundError(f'{name}: FinPercep-RM weights not found at {file.absolute()}')
-        self.l1, self.l2, self.top, self.statistics = l1, l2, top, statistics
+        self.l1, self.l2, self.top, self.statistics, self.checkpointing = l1, l2, top, statistics, checkpointing
         self.models, self._keys = nn.ModuleDict(), dict[Path, str]()
         self.stage: int | None = None if rms is None else min(self.files)
 
@@ -231,6 +233,9 @@ class FinPercepReward(nn.Module):
             from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 
             self.models[key] = FinPercepRM.from_file(file).requires_grad_(False).eval()
+            for encoder in (self.models[key].encoder, self.models[key].base_encoder):
+                if encoder is not None:
+                    encoder.checkpointing = self.checkpointing
         model = self.models[key]
         if next(model.parameters()).device != device:
             model.to(device)

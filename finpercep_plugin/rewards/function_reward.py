@@ -51,6 +51,10 @@ def import_function(path: str) -> Callable[..., Any]:
     return found
 
 
+class NotFinite(ValueError, FloatingPointError):
+    """Scores that are NaN or infinite: training stops with this one sentence."""
+
+
 @REWARDS.register('Function')
 class FunctionReward(nn.Module):
     """Calls `function(sr, **what it needs, **options)`, which returns a score (B,) or a `RewardOutput`.
@@ -143,7 +147,7 @@ class FunctionReward(nn.Module):
                 f'reward {self.name}: expected one score a sample, shape ({len(sr)},), got {tuple(score.shape)}'
             )
         if not bool(torch.isfinite(score).all()):
-            raise ValueError(f'reward {self.name}: not finite: {score.detach().tolist()}')
+            raise NotFinite(f'reward {self.name}: not finite: {score.detach().tolist()}')
         if self.differentiable and torch.is_grad_enabled() and sr.requires_grad and not score.requires_grad:
             raise ValueError(f'reward {self.name}: declared differentiable, but its score has no gradient')
         return score

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from finpercep_plugin.config import ConfigError
+from finpercep_plugin.generators.released import read_file
 from finpercep_plugin.registry import REWARDS, nearest
 from finpercep_plugin.rewards.base import RewardOutput
 from finpercep_plugin.rewards.frozen import freeze
@@ -53,7 +54,8 @@ class PyIQAReward(nn.Module):
 
     Raises:
         ImportError: pyiqa, or a package that the metric needs, is not installed.
-        ValueError: pyiqa has no such metric, or it is none that can be a reward.
+        ValueError: pyiqa has no such metric, it is none that can be a reward, or a file named in the options holds other
+            things than weights.
         FileNotFoundError: its weights are not in the cache and cannot be fetched; says which file, from where, and in
             which folder it belongs.
     """
@@ -68,6 +70,9 @@ class PyIQAReward(nn.Module):
         import pyiqa
 
         _find_metric(metric)
+        for value in (options or {}).values():  # pyiqa reads its files without restriction
+            if isinstance(value, str) and Path(value).is_file():
+                read_file(value, f'pyiqa {metric}')
         self.name, self.differentiable = metric, metric not in NO_GRADIENT
         _import_arch(metric)
         try:

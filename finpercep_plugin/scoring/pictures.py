@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from finpercep_plugin.images import ImageError, read_image
+from finpercep_plugin.images import ImageError, check_size, read_image
 
 __all__ = ['Contents', 'header_size']
 
@@ -55,8 +55,10 @@ class Contents:
     def _read(self, path: Path) -> _File:
         if path not in self._files:
             try:
-                if not stat.S_ISREG(os.stat(path).st_mode):
+                status = os.stat(path)
+                if not stat.S_ISREG(status.st_mode):
                     raise ImageError(path, 'not a regular file')  # opening a pipe would wait for a writer
+                check_size(path, status.st_size)
                 data = path.read_bytes()
             except FileNotFoundError:
                 raise ImageError(path, 'no such file') from None

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Collection, Literal, Mapping
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from finpercep_plugin.config import parse
+from finpercep_plugin.plain_yaml import read_yaml
 from finpercep_plugin.registry import nearest
 
 __all__ = ['PROTOCOLS', 'Protocol', 'centre', 'compared', 'find_protocol', 'shave']
@@ -140,7 +140,7 @@ def find_protocol(name: str, border: int | None = None, sizes: str | None = None
     if name in PROTOCOLS:
         protocol = PROTOCOLS[name]
     elif Path(name).suffix in ('.yml', '.yaml') and Path(name).is_file():
-        section = yaml.safe_load(Path(name).read_text(encoding='utf-8'))
+        section = read_yaml(Path(name).read_text(encoding='utf-8'), f'--protocol: {name}:')
         protocol = parse(Protocol, {'name': Path(name).stem, **(section or {})}, '$')
     else:
         raise ValueError(f'--protocol: no protocol {name!r}, and no .yml file of that name{nearest(name, PROTOCOLS)}')

@@ -211,3 +211,23 @@ def test_raises_an_easy_reward(tiny, kind, target):
     mean = mean if target > 0.5 else -mean
     print(f'DPO {kind} towards {target}: {mean:.4f} +- {error:.4f}')
     assert mean > 3 * error and mean > 0.008
+
+
+def test_even_ranks_make_passes_without_weight(tiny):
+    """Where another rank has more micro-batches, as many are made here, and the update stays what it was."""
+    results = []
+    for passes in (None, 4):
+        generator, (lq, _), algorithm = make(tiny, 'eps'), tiny.data(2), DPO(beta=7.0, micro_batch=2)
+        algorithm.even = passes is not None
+
+        def exchange(values, ids, passes=passes):
+            return (values, ids) if values.ndim and len(values) == 2 else (torch.tensor([int(values), passes]), ids)
+
+        (update,) = algorithm.pair_updates(generator, lq, pairs_of(tiny), 3, 5, [10, 11], exchange)
+        micro = list(update)
+        sum(loss for loss, _ in micro).backward()
+        results.append((micro, {n: p.grad for n, p in generator.named_parameters()}))
+    (alone, grads), (even, others) = results
+    assert len(alone) == 2 and len(even) == 4 and all(loss.requires_grad for loss, _ in even)
+    assert [seen for _, seen in even[2:]] == [{}, {}]
+    assert all(torch.equal(grads[name], others[name]) for name in grads)

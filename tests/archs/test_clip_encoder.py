@@ -77,7 +77,7 @@ def test_local_weight_file_is_loaded_and_a_missing_one_named(clip_name, tmp_path
 
 
 def test_full_and_adapted_stages_on_clip(clip_name):
-    for kind in ('frozen', 'adapters', 'full'):
+    for kind in ('frozen', 'adapters', 'ladder', 'full'):
         rm = FinPercepRM(stage=1, backbone=clip_name, decoder_width=16, encoder=kind)
         torch.nn.init.normal_(rm.head[-1].weight)
         torch.nn.init.normal_(rm.decoder.out.weight)
@@ -87,6 +87,65 @@ def test_full_and_adapted_stages_on_clip(clip_name):
         s2, m2 = rm(image)
         torch.testing.assert_close(s2, s1, atol=1e-6, rtol=0)
         torch.testing.assert_close(m2, m1, atol=1e-6, rtol=0)
+
+
+def _weigh(kept):
+    return lambda tensor: kept.append(tensor.numel()) or tensor
+
+
+def test_a_ladder_changes_features_and_not_what_the_blocks_see(clip_name, monkeypatch):
+    """The recurrence by hand: h += A_i(x_i + h) beside blocks whose outputs x_i are those without; S_0 comes from the same pass."""
+    torch.manual_seed(5)
+    rm = FinPercepRM(stage=2, backbone=clip_name, decoder_width=16, encoder='ladder', adapter_width=8).eval()
+    for adapter in rm.encoder.adapters:
+        torch.nn.init.normal_(adapter.up.weight)
+    image = torch.rand(2, 3, 40, 32)
+    passes = []
+    blocks = rm.encoder.visual.transformer.resblocks
+    blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    score, _, base = rm.predict(image)
+    assert len(passes) == 1
+    torch.testing.assert_close(base, rm.score_base(image))
+    tokens, _ = rm.encoder._embed((image - rm.encoder.mean) / rm.encoder.std)
+    ladder = torch.zeros_like(tokens)
+    for block, adapter in zip(blocks, rm.encoder.adapters):
+        tokens = block(tokens)
+        ladder = ladder + adapter.up(torch.nn.functional.gelu(adapter.down(adapter.norm(tokens + ladder))))
+    features, _ = rm.encoder(image)
+    torch.testing.assert_close(features[-1].flatten(2).transpose(1, 2), (tokens + ladder)[:, 1:])
+    assert (features[-1] - rm.encoder(image, adapters=False)[0][-1]).abs().max() > 0.1
+
+
+def test_training_a_ladder_keeps_nothing_of_the_blocks(clip_name):
+    """Its parameters get their gradient without a backward pass through the frozen blocks."""
+    saved = {}
+    for kind in ('adapters', 'ladder'):
+        torch.manual_seed(6)
+        rm = FinPercepRM(stage=2, backbone=clip_name, decoder_width=16, encoder=kind, adapter_width=8)
+        torch.nn.init.normal_(rm.head[-1].weight)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(_weigh(kept), lambda x: x):
+            score, degradation = rm(torch.rand(1, 3, 32, 32))
+        (score.sum() + degradation.sum()).backward()
+        assert all(adapter.up.weight.grad.any() for adapter in rm.encoder.adapters)
+        saved[kind] = sum(kept)
+    assert saved['ladder'] < 0.7 * saved['adapters']
+
+
+def test_recomputed_blocks_give_the_same_gradient_and_keep_less(clip_name):
+    torch.manual_seed(7)
+    rm = FinPercepRM(stage=2, backbone=clip_name, decoder_width=16).requires_grad_(False).eval()
+    grads, sizes = [], []
+    for again in (False, True):
+        rm.encoder.checkpointing = again
+        image, kept = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32).requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(_weigh(kept), lambda x: x):
+            score, degradation = rm(image)
+        (score.sum() + degradation.mean()).backward()
+        grads.append(image.grad)
+        sizes.append(sum(kept))
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-6, atol=1e-9)
+    assert grads[0].any() and sizes[1] < 0.5 * sizes[0]
 
 
 def test_positions_keep_the_class_token_and_the_native_grid():

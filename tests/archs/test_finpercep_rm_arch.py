@@ -31,7 +31,7 @@ def test_gates_by_hand():
     assert gate(features, half, 'concat').flatten().tolist() == [2.0, -4.0, 1.0, -2.0]
 
 
-@pytest.mark.parametrize('encoder', ['frozen', 'adapters', 'full'])
+@pytest.mark.parametrize('encoder', ['frozen', 'adapters', 'ladder', 'full'])
 @pytest.mark.parametrize('score_gate', ['paper', 'residual', 'concat'])
 def test_growth_keeps_the_function(encoder, score_gate):
     image = torch.rand(2, 3, 37, 50, generator=torch.Generator().manual_seed(2))
@@ -144,7 +144,7 @@ def test_bad_files_are_named(tmp_path):
         tiny(2).grow()
 
 
-@pytest.mark.parametrize('encoder', ['adapters', 'full', 'frozen'])
+@pytest.mark.parametrize('encoder', ['adapters', 'ladder', 'full', 'frozen'])
 def test_s_0_is_computed_where_it_is_asked_for_or_part_of_the_score(encoder, monkeypatch):
     torch.manual_seed(0)
     vit = {'size': 32, 'patch': 8, 'width': 32, 'depth': 3, 'heads': 2, 'stem': 8}

@@ -253,3 +253,25 @@ def test_training_in_bfloat16(tiny, tmp_path, name, options, choice):
     assert outs[1].dtype == torch.float32 and (outs[1] - outs[0]).abs().max() < 0.1 * outs[0].abs().max()
     generator.save(tmp_path / 'out', 'original')
     assert same_checkpoint(tmp_path / 'out', made.files['weights'])
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_encoders_kept_off_the_gpu_are_not_moved_and_give_the_same(tiny, name):
+    """`double` goes where `to` goes: over what the module holds."""
+    made = tiny(name)
+    options = RAM if name == 'OSEDiff' else {}
+    kept = made.make(text_on_cpu=True, **options)
+    expected = made.make(**options).condition(made.lq()).tensors
+    found = kept.condition(made.lq()).tensors
+    names = {key for key in expected if 'text' in key or key == 'tokens'}
+    assert names and same({key: found[key] for key in names}, {key: expected[key] for key in names})
+    kept.double()
+    encoders = [kept.text, *([kept.tagger] if name in ('OSEDiff', 'SeeSR') else [])]
+    assert {p.dtype for p in kept.network.parameters()} == {torch.float64}
+    kinds = {
+        p.dtype
+        for encoder in encoders
+        for module in [getattr(encoder, 'encoders', encoder)]
+        for p in module.parameters()
+    }
+    assert kinds == {torch.float32}

@@ -66,6 +66,17 @@ def test_gradient_reaches_the_image_and_nothing_else(tiny_rms, images):
     assert not any(p.requires_grad or p.grad is not None for p in reward.parameters())
 
 
+def test_checkpointing_reaches_the_encoder_and_changes_no_gradient(tiny_rms, images):
+    gradients = []
+    for checkpointing in (False, True):
+        reward, sr = FinPercepReward(tiny_rms, checkpointing=checkpointing), images.clone().requires_grad_()
+        reward.stage = 2
+        reward(sr).score.sum().backward()
+        assert [encoder.checkpointing for encoder in reward.encoders] == [checkpointing]
+        gradients.append(sr.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def test_stays_in_eval_mode(tiny_rms, images):
     reward = FinPercepReward(tiny_rms)
     reward.load([2], 'cpu')

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from finpercep_plugin.data.check.report import Problem, Report
-from finpercep_plugin.images import ImageError, read_image
+from finpercep_plugin.images import ImageError, check_size, read_image
 
 __all__ = ['BLANK', 'Facts', 'Source', 'add_pictures', 'copies', 'identities', 'look', 'read_file']
 
@@ -82,9 +82,11 @@ def read_file(path: str | Path) -> bytes:
     """
     Raises:
         OSError: no such file, not one, or not readable.
+        ImageError: too large.
     """
     if Path(path).exists() and not Path(path).is_file():
         raise OSError('not a regular file')
+    check_size('', Path(path).stat().st_size)
     return Path(path).read_bytes()
 
 
@@ -94,7 +96,7 @@ def look(source: Source) -> tuple[Facts, np.ndarray | None]:
     try:
         data = read()
     except (OSError, ValueError, KeyError) as error:
-        reason = getattr(error, 'strerror', None) or str(error)
+        reason = getattr(error, 'reason', None) or getattr(error, 'strerror', None) or str(error)
         return Facts(name, error=reason[:1].lower() + reason[1:]), None
     digest = hashlib.sha256(data).hexdigest()
     if not data:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping
 
-import yaml
-
 from finpercep_plugin.config import check_file, collect
 from finpercep_plugin.data.check.fgr import photo_identities
 from finpercep_plugin.data.check.leaks import compare
@@ -17,6 +15,7 @@ from finpercep_plugin.data.check.sets import check_set
 from finpercep_plugin.data.fgr_dataset import split_photos
 from finpercep_plugin.data.fgr_format import FGRError, read_meta
 from finpercep_plugin.data.shards import folders_of
+from finpercep_plugin.plain_yaml import read_yaml
 from finpercep_plugin.registry import DATASETS
 
 __all__ = ['check_options']
@@ -33,8 +32,8 @@ def check_options(file: str | Path, work: Work = ALONE) -> list[Report]:
         ValueError: it cannot be read, or has no `datasets:`.
     """
     try:
-        options = yaml.safe_load(check_file(file, '-opt', 'the YAML file').read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        options = read_yaml(check_file(file, '-opt', 'the YAML file').read_text(encoding='utf-8'), f'{file}:')
+    except UnicodeDecodeError as error:
         raise ValueError(f'{file}: not YAML: {error}') from None
     sections = options.get('datasets') if isinstance(options, Mapping) else None
     if not isinstance(sections, Mapping) or not sections:

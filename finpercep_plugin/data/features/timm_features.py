@@ -86,7 +86,9 @@ def _load(model: str, weights: str | None, model_args: dict[str, Any]) -> nn.Mod
     try:
         network = _create(model, {**model_args, 'pretrained_cfg_overlay': overlay})
     except Exception as error:  # torch's, pickle's, the hub's and timm's own
-        reason = f'{type(error).__name__}: {" ".join(str(error).split())[:400].rstrip(" .")}'
+        advice = 'weights_only' in str(error)  # timm's own: to load the file without restrictions
+        told = 'it holds more than tensors' if advice else ' '.join(str(error).split())[:400].rstrip(' .')
+        reason = f'{type(error).__name__}: {told}'
         if isinstance(error, TypeError):
             raise ValueError(f'model_args: {model} does not take them ({reason})') from error
         if weights is not None:

@@ -92,7 +92,7 @@ def best_safe_step(record: Record) -> int | None:
 
     try:
         monitor = torch.load(states[-1], map_location='cpu', weights_only=True, mmap=True).get('monitor')
-    except (OSError, RuntimeError, ValueError):  # of another program, or just being removed
+    except Exception:  # cut off, of another program, or just being removed: a dozen types
         return None
     return None if monitor is None else int(monitor['best_safe_step'])
 

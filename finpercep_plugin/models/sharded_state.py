@@ -1,0 +1,182 @@
+"""The tensors of a training state in a folder that any number of processes reads (`torch.distributed.checkpoint`)."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata
+
+from finpercep_plugin.generators.checkpoint import write_weights
+
+__all__ = ['check_shards', 'read_state', 'write_state']
+
+SECTIONS = ('trained', 'ema', 'optimizers')
+_ALLOWED = {
+    'torch': {'Size', 'device', 'strided', *(str(t).rpartition('.')[2] for t in vars(torch).values() if isinstance(t, torch.dtype))},
+    'torch.serialization': {'_get_layout'},
+    'torch.distributed.checkpoint.filesystem': {'_StorageInfo'},
+    'torch.distributed.checkpoint.metadata': {
+        'BytesStorageMetadata',
+        'ChunkStorageMetadata',
+        'Metadata',
+        'MetadataIndex',
+        'StorageMeta',
+        'TensorProperties',
+        'TensorStorageMetadata',
+        '_MEM_FORMAT_ENCODING',
+    },
+    'pathlib': {'Path', 'PosixPath', 'PurePosixPath', 'PureWindowsPath', 'WindowsPath'},
+    'pathlib._local': {'Path', 'PosixPath', 'PurePosixPath', 'PureWindowsPath', 'WindowsPath'},
+}  # fmt: skip
+
+
+class _Unpickler(pickle.Unpickler):
+    """Of a folder's index, which torch reads as any pickle."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f'{module}.{name} does not belong into it')
+        return super().find_class(module, name)
+
+
+class _Reader(dcp.FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return read_index(Path(self.path))
+
+
+def read_index(folder: Path) -> Metadata:
+    """What a folder of `write_state` holds.
+
+    Raises:
+        ValueError: no such folder, or its index is damaged or holds other things than an index.
+    """
+    file = folder / '.metadata'
+    if not file.is_file():
+        raise ValueError(f'the tensors of this state are not at {folder.absolute()}')
+    try:
+        with open(file, 'rb') as stream:
+            index = _Unpickler(stream).load()
+    except Exception as error:  # what a cut-off pickle raises is anything
+        raise ValueError(f'{file.absolute()} is not a whole, safe index: {error or type(error).__name__}') from error
+    if not isinstance(index, Metadata):
+        raise ValueError(f'{file.absolute()} is no index of tensors, but {type(index).__name__}')
+    return index
+
+
+def check_shards(folder: Path) -> None:
+    """Whether a folder of `write_state` is all there.
+
+    Raises:
+        ValueError: as `read_index`; a file is missing or cut off.
+    """
+    ends: dict[str, int] = {}
+    for place in (read_index(folder).storage_data or {}).values():
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for name, end in ends.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size < end:
+            raise ValueError(f'{file.absolute()} is missing or only half written')
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """Write a training state whose tensors are shards; all processes, which share the file system, take part.
+
+    The tensors of `SECTIONS` go into a folder beside `path`, `<name>.<number>.shards`, the rest into `path`, last: with
+    it, the state is there, and before it, the one that was there before.
+
+    Args:
+        state: of `FinPercepModel.training_state`.
+        path: of the file.
+    """
+    rest, tensors = _split(state)
+    first = dist.get_rank() == 0
+    folder = path.with_name(f'{path.stem}.{_broadcast(_free_number(path) if first else 0)}.shards')
+    unfinished = path.with_name(f'{path.stem}.shards.tmp')
+    if first:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    dist.barrier()
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(unfinished, sync_files=True))
+    if first:
+        os.replace(unfinished, folder)
+        write_weights({**rest, 'shards': folder.name}, path)
+        for old in path.parent.glob(f'{path.stem}.*.shards'):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+    dist.barrier()
+
+
+def _free_number(path: Path) -> int:
+    taken = {file.name for file in path.parent.glob(f'{path.stem}.*.shards')}
+    return next(n for n in range(len(taken) + 1) if f'{path.stem}.{n}.shards' not in taken)
+
+
+def _broadcast(number: int) -> int:
+    box = [number]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def read_state(
+    state: dict[str, Any], folder: Path, empty: Callable[[tuple[str, ...], torch.Size], Tensor], alone: bool
+) -> dict[str, Any]:
+    """A training state with the tensors of its folder.
+
+    Args:
+        state: the content of the file of `write_state`.
+        folder: where that file lies.
+        empty: (keys of a tensor in the state, its whole shape) -> the tensor to read it into, whole or a shard.
+        alone: every process reads for itself; else all take part.
+
+    Raises:
+        ValueError: see `check_shards`.
+    """
+    place = folder / state['shards']
+    check_shards(place)
+    found = read_index(place).state_dict_metadata
+    tensors = {key: empty(tuple(key.split('/')), entry.size).to(entry.properties.dtype) for key, entry in found.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'torch.distributed is disabled')
+        dcp.load(tensors, storage_reader=_Reader(place), no_dist=alone)
+    return _joined(state, tensors)
+
+
+def _split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The state without the tensors of `SECTIONS`, and these by their keys, joined by a slash."""
+    tensors: dict[str, Tensor] = {}
+
+    def strip(value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            kept = {k: strip(v, f'{path}/{k}') for k, v in value.items() if not torch.is_tensor(v)}
+            tensors.update({f'{path}/{k}': v for k, v in value.items() if torch.is_tensor(v)})
+            return kept
+        return [strip(v, f'{path}/{i}') for i, v in enumerate(value)] if isinstance(value, list) else value
+
+    return {key: strip(value, key) if key in SECTIONS else value for key, value in state.items()}, tensors
+
+
+def _joined(state: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Inverse of `_split`."""
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: copied(v) for k, v in value.items()}
+        return [copied(v) for v in value] if isinstance(value, list) else value
+
+    result = {key: copied(value) if key in SECTIONS else value for key, value in state.items() if key != 'shards'}
+    for path, tensor in tensors.items():
+        *outer, last = path.split('/')
+        section: Any = result
+        for key in outer:
+            section = section[int(key)] if isinstance(section, list) or key.isdigit() else section.setdefault(key, {})
+        section[last] = tensor
+    return result
