@@ -109,7 +109,7 @@ def dry_runs(words: list[str], settings: list[list[str]]) -> str:
         command = [sys.executable, '-m', 'finpercep_plugin.train', *words[:forced], *words[end:], *options, '--dry-run']
         result = subprocess.run(command, capture_output=True, text=True)
         found = [re.search(pattern, result.stdout) for pattern in (_TOTAL, _BEFORE, _PEAK, _TOOK)]
-        failed = (result.stderr.strip().splitlines() or ['no report'])[-1]
+        failed = (result.stderr.strip().splitlines() or ['no report'])[-1].replace('|', '/')
         cells = [match[1] for match in found if match] if all(found) else [failed, '', '', '']
         lines.append(f'| {" ".join(setting)} | {" | ".join(cells)} |')
     return '\n'.join(lines)
