@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib.util
 import inspect
 import logging
 import sys
@@ -88,7 +87,7 @@ def check_options(opt: Mapping[str, Any]) -> None:
     top = {k: v for k, v in opt.items() if k not in schema.MADE and not k.startswith('network_')}
     problems += _unknown(top, '$', schema.TOP | extra, model)
     if opt.get('is_train', True):
-        problems += collect(lambda: parse(schema.Logger, opt.get('logger'), '$.logger')) + _check_tensorboard(opt)
+        problems += collect(lambda: parse(schema.Logger, opt.get('logger'), '$.logger')) + schema.tensorboard(opt)
     if ours:
         problems += module.check(opt) if hasattr(module, 'check') else []
     else:
@@ -222,12 +221,6 @@ def _check_foreign(opt: Mapping[str, Any], model: Any) -> list[str]:
     return problems
 
 
-def _check_tensorboard(opt: Mapping[str, Any]) -> list[str]:
-    if (opt.get('logger') or {}).get('use_tb_logger') is True and importlib.util.find_spec('tensorboard') is None:
-        return ['$.logger.use_tb_logger: expected tensorboard to be installed (pip install tensorboard), or false']
-    return []
-
-
 def _check_path(opt: Mapping[str, Any]) -> list[str]:
     problems, path = [], opt['path']
     resumes = bool(opt.get('auto_resume') or path.get('resume_state'))
@@ -281,6 +274,9 @@ def _check_dataset(section: Mapping[str, Any], where: str, cls: Any) -> list[str
         problems += collect(lambda: parse(options, own, where))
     elif cls is not None:
         problems += _unknown(section, where, schema.DATASET, cls)
+        backend = section.get('io_backend')
+        if isinstance(backend, Mapping):
+            problems += _unknown(backend, f'{where}.io_backend', schema.IO_BACKEND, cls)
     for key, value in section.items():
         if isinstance(value, str) and key.startswith(('dataroot', 'meta_info')):
             problems += collect(lambda key=key, value=value: check_file(value, f'{where}.{key}', 'data'))

@@ -42,7 +42,7 @@ def read_yaml(text: str, name: str, foreign: bool = False) -> Any:
     except RecursionError:
         raise ConfigError([f'{name} not YAML: nested too deep']) from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:  # the last ones of a number, date or key
-        if foreign and isinstance(error, yaml.constructor.ConstructorError):
+        if foreign and 'could not determine a constructor' in str(error):
             raise
         raise ConfigError([f'{name} not YAML: {error}']) from None
     for count, (depth, _, _) in enumerate(_values(value, '$')):

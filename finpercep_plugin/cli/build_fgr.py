@@ -94,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _load(path: str) -> dict[str, Any]:
-    from finpercep_plugin.plain_yaml import read_yaml
+    from finpercep_plugin.config import ConfigError
+    from finpercep_plugin.plain_yaml import oddities, read_yaml
 
     with open(path, encoding='utf-8') as file:
         try:
@@ -103,6 +104,9 @@ def _load(path: str) -> dict[str, Any]:
             raise ValueError(f'{path}: not YAML: {error}') from None
     if options is not None and not isinstance(options, dict):
         raise ValueError(f'{path}: expected keys and values, got {type(options).__name__}')
+    wrong = oddities(options)
+    if wrong:
+        raise ConfigError(wrong)
     return options or {}
 
 

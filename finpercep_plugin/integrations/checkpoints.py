@@ -223,7 +223,7 @@ def _load(opt: dict[str, Any], file: Path, where: str) -> dict[str, Any]:
     from finpercep_plugin.models.resuming import check_model
 
     try:
-        check_model(state, opt['model_type'])
+        check_model(state, opt.get('model_type', state.get('model')))
         if isinstance(state.get('shards'), str):
             from finpercep_plugin.models.sharded_state import check_shards
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from typing import Any, Literal, Mapping, Union
 
 MADE = {'is_train', 'dist', 'rank', 'world_size', 'auto_resume', 'root_path'}  # by parse_options
@@ -33,6 +34,7 @@ DATASET |= {
     'pin_memory',
     'persistent_workers',
 }
+IO_BACKEND = {'type', 'db_paths', 'client_keys', 'readonly', 'lock', 'readahead', 'server_list_cfg', 'client_cfg', 'sys_path'}
 REGISTRIES = {
     'ARCHS': 'ARCH_REGISTRY',
     'DATASETS': 'DATASET_REGISTRY',
@@ -105,6 +107,13 @@ class Data:
 class TrainData(Data):
     batch_size_per_gpu: int = dataclasses.field(kw_only=True)
     num_worker_per_gpu: int = dataclasses.field(kw_only=True)
+
+
+def tensorboard(opt: Mapping[str, Any]) -> list[str]:
+    """Whether it is wanted and not installed."""
+    if (opt.get('logger') or {}).get('use_tb_logger') is True and importlib.util.find_spec('tensorboard') is None:
+        return ['$.logger.use_tb_logger: expected tensorboard to be installed (pip install tensorboard), or false']
+    return []
 
 
 def misshapen(raw: Mapping[str, Any]) -> list[str]:

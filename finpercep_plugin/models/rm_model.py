@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from finpercep_plugin.archs.clip_encoder import SmallViT
 from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
 from finpercep_plugin.config import arguments, build, check_file, collect, parse
 from finpercep_plugin.data.batches import to_floats
@@ -55,6 +56,8 @@ def check(opt: Mapping[str, Any]) -> list[str]:
     network = {k: v for k, v in section.items() if k != 'type'}
     train, path = opt.get('train') or {}, opt.get('path', {}).get('pretrain_network_g')
     steps = [lambda: arguments(FinPercepRM, network, '$.network_g'), lambda: parse(ValOptions, opt.get('val'), '$.val')]
+    if isinstance(network.get('vit'), Mapping):
+        steps.append(lambda: parse(SmallViT, network['vit'], '$.network_g.vit'))
     training = opt.get('is_train', True)
     if training:
         steps.append(lambda: parse(RMTrainOptions, train, '$.train'))
