@@ -50,6 +50,7 @@ TESTS = [
     'PyWavelets',
     'pytorch_wavelets',
     'httpx',  # the test client of the user study
+    'choix',
     'schemathesis>=4',
     'playwright',
 ]
