@@ -25,6 +25,7 @@ every row, in random order of the samples, in this process. of bare: the time th
 bytes, already in memory, over the row's, round by round (median, lowest, highest)."""
 
 _RM = ['sr', 'syn', 'gt', 'map', 'mask']
+_TURNS = {'use_hflip': True, 'use_rot': True}
 
 
 @dataclasses.dataclass
@@ -128,11 +129,21 @@ def _fgr_rows(data: str, samples: int) -> list[_Row]:
     rows = []
     for name, parts, options in (
         ('FGR, whole samples', PARTS, {}),
-        ('FGR, whole samples, flips and turns', PARTS, {'use_hflip': True, 'use_rot': True}),
+        ('FGR, whole samples, flips and turns', PARTS, _TURNS),
         ('FGR, as a reward model needs it', PARTS[1:], {'fields': _RM}),
         ('FGR, as a reward model needs it, uint8', PARTS[1:], {'fields': _RM, 'dtype': 'uint8'}),
+        (
+            'FGR, as options/rm_*.yml read it: uint8, flips and turns',
+            PARTS[1:],
+            {'fields': _RM, 'dtype': 'uint8', **_TURNS},
+        ),
         ('FGR, lq and gt', PARTS[:2], {'fields': ['lq', 'gt']}),
         ('FGR, lq and gt, uint8', PARTS[:2], {'fields': ['lq', 'gt'], 'dtype': 'uint8'}),
+        (
+            'FGR, as options/ccl_*.yml read it: lq and gt, uint8, flips and turns',
+            PARTS[:2],
+            {'fields': ['lq', 'gt'], 'dtype': 'uint8', **_TURNS},
+        ),
     ):
         dataset = FinPercepFGRDataset({'dataroot': data, 'limit': samples, **options})
         rows.append(_Row(name, dataset.__getitem__, [_values(dataset.shards, key, parts) for key in dataset.keys]))

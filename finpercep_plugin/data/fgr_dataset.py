@@ -21,10 +21,29 @@ from finpercep_plugin.data.shards import Shards
 from finpercep_plugin.registry import DATASETS, nearest
 from finpercep_plugin.rng import keyed_numpy
 
-__all__ = ['FIELDS', 'FGROptions', 'FinPercepFGRDataset', 'draw_move', 'local_rng', 'split_photos', 'to_tensor']
+__all__ = [
+    'FIELDS',
+    'FGROptions',
+    'FinPercepFGRDataset',
+    'draw_move',
+    'draw_number',
+    'local_rng',
+    'split_photos',
+    'to_tensor',
+]
 
 FIELDS = ('lq', 'gt', 'sr', 'syn', 'map', 'mask')
-_TURNED = (None, cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
+_MOVED: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
+    lambda a: a,
+    lambda a: cv2.flip(a, 1),
+    lambda a: cv2.rotate(a, cv2.ROTATE_90_COUNTERCLOCKWISE),
+    cv2.transpose,  # a flip, then a quarter turn
+    lambda a: cv2.flip(a, -1),
+    lambda a: cv2.flip(a, 0),
+    lambda a: cv2.rotate(a, cv2.ROTATE_90_CLOCKWISE),
+    lambda a: cv2.flip(cv2.transpose(a), -1),
+)
+"""Twice the number of quarter turns, and 1 for a flip before them."""
 
 Move = Callable[[str, np.ndarray], np.ndarray]
 """(name, (h, w) or (h, w, C)) -> a part of the array, perhaps flipped or turned."""
@@ -128,6 +147,7 @@ class FinPercepFGRDataset(Dataset):
         if self.alpha is None:
             raise FGRError(f'{self.root}: built with several values of alpha; say which')
         self.keys = _choose(self.shards, options)
+        self._wanted = self._parts(options.fields)
         self.skipped = 0
 
     def __len__(self) -> int:
@@ -139,7 +159,7 @@ class FinPercepFGRDataset(Dataset):
             FGRError: the sample cannot be read, with `on_error: raise`, or none can.
         """
         options, small = self.options, self.size // self.scale
-        move = draw_move((small, small), self.scale, options, local_rng)
+        move = draw_move((small, small), self.scale, options)
         key, item, skipped = read_or_skip(
             self.root, self.keys, index, lambda key: self._tensors(key, move), options.on_error
         )
@@ -179,7 +199,8 @@ class FinPercepFGRDataset(Dataset):
 
     def _arrays(self, key: str, fields: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
         """As `read`, one by one: what becomes of a picture is done while it is in the processor's cache."""
-        options, (pictures, others) = self.options, self._parts(fields)
+        options = self.options
+        pictures, others = self._wanted if fields is options.fields else self._parts(fields)
         store, prefix = self.shards.place(key)
         with store.borrow() as get:
             used = {}
@@ -205,33 +226,30 @@ class FinPercepFGRDataset(Dataset):
         return pictures, [part for part in used if used[part] and part not in pictures]
 
 
-def draw_move(
-    size: tuple[int, int], scale: int, options: Any, make_rng: Callable[[], np.random.Generator]
-) -> Move | None:
+def draw_move(size: tuple[int, int], scale: int, options: Any) -> Move | None:
     """A crop, flip and quarter turn for every array alike; None where there is none.
 
     Args:
         size: of 'lq', which is smaller by `scale` than the others.
         scale: see above.
         options: with `crop_size`, `use_hflip` and `use_rot`, see `FGROptions`.
-        make_rng: called only when something is to be drawn.
     """
     if not (options.crop_size or options.use_hflip or options.use_rot):
         return None
-    rng, (height, width) = make_rng(), size
+    number, (height, width) = draw_number(), size  # and not a generator, which takes longer to make than to use
+    number, flip = divmod(number, 2) if options.use_hflip else (number, 0)
+    number, turns = divmod(number, 4) if options.use_rot else (number, 0)
     y, x = 0, 0
     if options.crop_size:
         side = options.crop_size // scale
-        y, x = int(rng.integers(0, height - side + 1)), int(rng.integers(0, width - side + 1))
+        number, y = divmod(number, height - side + 1)
+        number, x = divmod(number, width - side + 1)
         height, width = side, side
-    flip = options.use_hflip and rng.random() < 0.5
-    turns = int(rng.integers(4)) if options.use_rot else 0
+    moved = _MOVED[2 * turns + flip]
 
     def move(name: str, array: np.ndarray) -> np.ndarray:
         unit = 1 if name == 'lq' else scale
-        array = array[y * unit : (y + height) * unit, x * unit : (x + width) * unit]
-        array = cv2.flip(array, 1) if flip else array
-        return cv2.rotate(array, _TURNED[turns]) if turns else array
+        return moved(array[y * unit : (y + height) * unit, x * unit : (x + width) * unit])
 
     return move
 
@@ -278,8 +296,13 @@ def ranks() -> tuple[int, int]:
     return 0, 1
 
 
+def draw_number() -> int:
+    """Of 0 to 2**62 - 1, by torch's global generator."""
+    return int(torch.randint(2**62, ()))
+
+
 def local_rng() -> np.random.Generator:
-    return np.random.default_rng(int(torch.randint(2**62, ())))
+    return np.random.default_rng(draw_number())
 
 
 def to_tensor(array: np.ndarray) -> Tensor:

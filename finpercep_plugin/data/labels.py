@@ -8,6 +8,7 @@ pixel = |syn - gt|, feature = 1 - cos of what a feature extractor (data/features
 
 from __future__ import annotations
 
+import functools
 from typing import Mapping
 
 import cv2
@@ -131,10 +132,14 @@ def combine(
     if mask is not None:
         support = mask if mask.dtype == np.uint8 else (mask > 0).astype(np.uint8)
         if dilate:
-            disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * dilate + 1, 2 * dilate + 1))
-            support = cv2.dilate(support, disc)
+            support = cv2.dilate(support, _disc(dilate))
         label = cv2.copyTo(label, support)  # 0 where support is
     return label
+
+
+@functools.lru_cache(maxsize=8)
+def _disc(radius: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
 
 
 def to_uint16(term: np.ndarray, scale: float) -> np.ndarray:

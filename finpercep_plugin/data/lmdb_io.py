@@ -10,11 +10,15 @@ import errno
 import os
 import shutil
 import threading
-import zlib
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Mapping
 
-__all__ = ['CorruptValueError', 'MissingKeyError', 'Reader', 'StoreError', 'Writer', 'exists']
+try:
+    from isal.isal_zlib import crc32  # the same, five times as fast; of the extra `fgr`
+except ImportError:
+    from zlib import crc32
+
+__all__ = ['CorruptValueError', 'MissingKeyError', 'Reader', 'StoreError', 'Writer', 'crc32', 'exists']
 
 _FIRST_MAP = 64 << 20
 _BYTES_OF_CRC = 4
@@ -145,7 +149,7 @@ class _Loan:
         if value is None:
             raise MissingKeyError(f'{self.path}: no key {key!r}')
         payload = value[:-_BYTES_OF_CRC]
-        if len(value) < _BYTES_OF_CRC or zlib.crc32(payload) != int.from_bytes(value[-_BYTES_OF_CRC:], 'little'):
+        if len(value) < _BYTES_OF_CRC or crc32(payload) != int.from_bytes(value[-_BYTES_OF_CRC:], 'little'):
             raise CorruptValueError(f'{self.path}: the value of {key!r} fails its checksum')
         return payload
 
@@ -254,7 +258,7 @@ class Writer:
                 try:
                     with self._environment.begin(write=True) as transaction:
                         for key, payload in items:
-                            crc = zlib.crc32(payload).to_bytes(_BYTES_OF_CRC, 'little')
+                            crc = crc32(payload).to_bytes(_BYTES_OF_CRC, 'little')
                             transaction.put(key.encode(), bytes(payload) + crc)
                         for key in remove:
                             transaction.delete(key.encode())

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from finpercep_plugin.config import parse
-from finpercep_plugin.data.fgr_dataset import draw_move, local_rng, to_tensor
+from finpercep_plugin.data.fgr_dataset import draw_move, to_tensor
 from finpercep_plugin.data.fgr_format import FGRError, sample_key
 from finpercep_plugin.data.loader_options import LoaderOptions
 from finpercep_plugin.data.preference_format import read_meta, read_pair
@@ -134,7 +134,7 @@ class FinPercepPreferenceDataset(Dataset):
         options = self.options
         name, (arrays, info), skipped = read_or_skip(options.dataroot, self.keys, index, self.read, options.on_error)
         self.skipped += skipped
-        move = draw_move(arrays['lq'].shape[:2], self.scale, options, local_rng)
+        move = draw_move(arrays['lq'].shape[:2], self.scale, options)
         key = name.partition('/')[0]
         path = f'{options.dataroot}/{key}.png'
         info['gap'] = torch.tensor(info['gap'], dtype=torch.float32)

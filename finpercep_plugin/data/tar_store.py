@@ -13,13 +13,12 @@ import logging
 import mmap
 import os
 import tarfile
-import zlib
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple
 
 import numpy as np
 
-from finpercep_plugin.data.lmdb_io import CorruptValueError, MissingKeyError, StoreError
+from finpercep_plugin.data.lmdb_io import CorruptValueError, MissingKeyError, StoreError, crc32
 
 __all__ = ['TarReader', 'tar_files', 'write_tar']
 
@@ -135,7 +134,7 @@ class TarReader:
         index = self._indices[file]
         begin = index.offsets[row, column]
         value = self._map(file)[begin : begin + index.sizes[row, column]]
-        if zlib.crc32(value) != index.crcs[row, column]:
+        if crc32(value) != index.crcs[row, column]:
             raise CorruptValueError(f'{self._files[file]}: the value of {key!r} fails its checksum')
         return value
 
@@ -182,7 +181,7 @@ def write_tar(path: Path, values: Iterable[tuple[str, str, bytes | memoryview]])
                     info.size = len(value)
                     begin = tar.offset + tarfile.BLOCKSIZE
                     tar.addfile(info, io.BytesIO(value))
-                    members[sample, part] = begin, len(value), zlib.crc32(value)
+                    members[sample, part] = begin, len(value), crc32(value)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, path)
@@ -243,7 +242,7 @@ def _scan(tar: Path) -> dict[tuple[str, str], tuple[int, int, int]]:
                     value = stream.read(info.size)
                     if len(value) < info.size:
                         raise tarfile.ReadError('unexpected end of data')
-                    members[sample, part] = info.offset_data, info.size, zlib.crc32(value)
+                    members[sample, part] = info.offset_data, info.size, crc32(value)
             stream.seek(archive.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError('it has no end mark')

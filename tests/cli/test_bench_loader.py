@@ -11,7 +11,7 @@ def test_the_table_has_every_way_of_reading(fgr, preferences, capsys):  # noqa: 
     assert main(command) == 0
     out = capsys.readouterr().out
     rows = {line.split('|')[1].strip(): line.split('|')[2:-1] for line in out.splitlines() if line.startswith('| ')}
-    assert len(rows) == 10 and "BasicSR's PairedImageDataset, lq and gt" in rows and 'preference pairs' in rows
+    assert len(rows) == 12 and "BasicSR's PairedImageDataset, lq and gt" in rows and 'preference pairs' in rows
     for name, (rate, share, lowest, highest) in rows.items():
         if name not in ('what is read', '---'):
             assert float(rate) > 0 and 0 < float(lowest) <= float(share) <= float(highest)

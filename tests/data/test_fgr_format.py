@@ -6,6 +6,16 @@ from finpercep_plugin.data import fgr_format
 from finpercep_plugin.data.fgr_format import decode_png, encode_png, from_json, read_meta, to_json, write_meta
 
 
+@pytest.fixture(params=['libspng', 'OpenCV'])
+def decoder(request, monkeypatch):
+    """8-bit pictures by either."""
+    if request.param == 'OpenCV':
+        monkeypatch.setattr(fgr_format, 'pyspng', None)
+    else:
+        pytest.importorskip('pyspng')
+
+
+@pytest.mark.usefixtures('decoder')
 @pytest.mark.parametrize(('shape', 'kind'), [((5, 7, 3), np.uint8), ((5, 7), np.uint8), ((5, 7), np.uint16)])
 def test_png_keeps_every_value(shape, kind):
     image = np.random.default_rng(0).integers(0, np.iinfo(kind).max, shape, endpoint=True).astype(kind)
@@ -20,7 +30,8 @@ def test_png_holds_rgb():
     assert stored[0, 0].tolist() == [0, 0, 255]
 
 
-@pytest.mark.parametrize('data', [b'', b'no picture'])
+@pytest.mark.usefixtures('decoder')
+@pytest.mark.parametrize('data', [b'', b'no picture', encode_png(np.zeros((5, 7, 3), np.uint8))[:30]])
 def test_no_png(data):
     with pytest.raises(ValueError, match='not a PNG picture'):
         decode_png(data)
