@@ -66,7 +66,7 @@ class FinPercepModel(BaseModel):
         # Without `fused` the step on a GPU makes temporaries of the size of all trained parameters.
         options = {'fused': True} if self.device.type == 'cuda' else {}
         groups = [g for g in groups if g['params']]
-        self.optimizers = [kind(groups, weight_decay=optim.weight_decay, betas=optim.betas, **options)]
+        self.optimizers = [kind(groups, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps, **options)]
         self._broadcast()
         self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if settings.ema_decay else {}
 
