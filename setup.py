@@ -35,7 +35,14 @@ GENERATORS = [
     'timm>=0.9.16',
     'spandrel',
 ]
-FGR = ['spandrel', 'pyspng', 'isal', 'timm>=1.0.20', 'transformers>=4.35', 'scikit-image']  # DINOv3 came with timm 1.0.20
+FGR = [
+    'spandrel',
+    'pyspng',
+    'isal',
+    'timm>=1.0.20',
+    'transformers>=4.35',
+    'scikit-image',
+]  # DINOv3 came with timm 1.0.20
 RAY = ['ray[data]']
 STUDY = ['fastapi>=0.110', 'uvicorn>=0.27', 'matplotlib', 'scipy', 'krippendorff']
 TESTS = [
@@ -50,6 +57,7 @@ TESTS = [
     'PyWavelets',
     'pytorch_wavelets',
     'httpx',  # the test client of the user study
+    'choix',
     'schemathesis>=4',
     'playwright',
 ]

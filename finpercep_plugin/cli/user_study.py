@@ -217,6 +217,8 @@ def _analyse(args: argparse.Namespace) -> int:
     analysis = analyse(study, rows, [rater.number for rater, _ in session.store.raters()], args.seed)
     command = ' '.join(['finpercep-user-study', *sys.argv[1:]])
     report = write_analysis(study, analysis, rows, args.out or args.study / 'analysis', command)
+    kept = [rater for rater in analysis.raters if not rater.reasons]
+    print(f'{len(rows)} votes; {len(kept)} of {len(analysis.raters)} raters count')
     for p in analysis.preferences:
         if not p.group:
             print(f'{p.question:9s} {p.first} over {p.second}: {p.clustered or p.wilson} ({p.votes} votes)')

@@ -7,7 +7,7 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ['to_floats']
+__all__ = ['stack_floats', 'to_floats']
 
 
 def to_floats(data: Mapping[str, Any], names: Sequence[str], device: torch.device | str) -> dict[str, Tensor]:
@@ -33,6 +33,12 @@ def to_floats(data: Mapping[str, Any], names: Sequence[str], device: torch.devic
     if parts:
         floats['syn'] = torch.lerp(floats['gt'], floats['sr'], floats['mask'])
     return {name: floats[name] for name in names}
+
+
+def stack_floats(items: Sequence[Mapping[str, Any]], names: Sequence[str], device: torch.device | str) -> list[Tensor]:
+    """(B, C, H, W) of each of `names` from B items of a data set, as `to_floats` gives a loader's batch."""
+    batch = {name: torch.stack([item[name] for item in items]) for name in names}
+    return list(to_floats(batch, names, device).values())
 
 
 def _float(tensor: Tensor, device: torch.device | str) -> Tensor:

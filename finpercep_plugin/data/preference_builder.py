@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from finpercep_plugin.algorithms.dpo import DPO
 from finpercep_plugin.algorithms.group_scores import group_scores
 from finpercep_plugin.algorithms.members import alone, chunks
+from finpercep_plugin.data.batches import stack_floats
 from finpercep_plugin.data.lmdb_io import StoreError
 from finpercep_plugin.data.preference_format import PreferenceRecord, read_meta
 from finpercep_plugin.data.preference_writer import Draft, PreferenceWriter, make_record, open_set
@@ -182,9 +183,9 @@ class PreferenceBuilder:
             raise  # not of one picture
         except Exception as error:  # data sets of other projects raise all kinds for a broken picture
             raise Unusable(f'its data cannot be read: {type(error).__name__}: {error}') from error
-        lq, gt = (
-            None if x is None else to_tensor(to_uint8(x[None]), self.device) for x in (item['lq'], item.get('gt'))
-        )
+        given = [name for name in ('lq', 'gt') if item.get(name) is not None]
+        held = {k: to_tensor(to_uint8(x), self.device) for k, x in zip(given, stack_floats([item], given, 'cpu'))}
+        lq, gt = held['lq'], held.get('gt')
         expected = [side * self.generator.scale for side in lq.shape[2:]]
         if gt is not None and list(gt.shape[2:]) != expected:
             raise Unusable(f'gt is {list(gt.shape[2:])} pixels, expected {expected}')

@@ -46,7 +46,12 @@ def upscale(lq: torch.Tensor, scale: int, kernel: Kernel = 'torch') -> torch.Ten
 
     >>> upscale(torch.full((1, 3, 4, 6), 0.5), 4).shape
     torch.Size([1, 3, 16, 24])
+
+    Raises:
+        TypeError: integers, which would be taken for [0, 1].
     """
+    if not lq.is_floating_point():
+        raise TypeError(f'lq: expected floats in [0, 1], got {lq.dtype}')
     if kernel == 'torch':
         return F.interpolate(lq, scale_factor=scale, mode='bicubic').clamp(0, 1)
     for factors in ((1.0, float(scale)), (float(scale), 1.0)):  # `antialias` gives a = -0.5, and else nothing here

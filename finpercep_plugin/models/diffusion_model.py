@@ -10,6 +10,7 @@ from basicsr.data import build_dataset
 from torch import Tensor
 
 from finpercep_plugin.config import collect, parse
+from finpercep_plugin.data.batches import stack_floats
 from finpercep_plugin.data.sampler import PositionDataset
 from finpercep_plugin.generator_section import check_generator
 from finpercep_plugin.models.generator_model import GeneratorModel, check_val
@@ -67,7 +68,7 @@ class FinPercepDiffusionModel(GeneratorModel):
             return
         dataset = PositionDataset(build_dataset(self.opt['datasets']['train']), self.seed, shuffle=True)
         items = [dataset[i] for i in range(min(FIT_SAMPLES, len(dataset)))]
-        self.net_g.fit_residual_sd(*(torch.stack([item[k] for item in items]).to(self.device) for k in ('lq', 'gt')))
+        self.net_g.fit_residual_sd(*stack_floats(items, ('lq', 'gt'), self.device))
 
     def export(self, path: Path) -> None:
         self.net_g.save(path, layout='own')

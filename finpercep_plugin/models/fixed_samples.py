@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Iterator, NamedTuple
 
-import torch
 from basicsr.data import build_dataset
 from torch import Tensor
 
+from finpercep_plugin.data.batches import stack_floats
 from finpercep_plugin.data.sampler import PositionDataset
 
 __all__ = ['Outputs', 'fixed_outputs', 'fixed_set', 'sampler_of']
@@ -57,7 +57,7 @@ def fixed_outputs(model: Any, dataset: PositionDataset, count: int, purpose: str
         for first in range(0, max(len(mine), 1), batch):
             part = mine[first : first + batch]
             items = [dataset[i] for i in part or [0]]
-            lq, gt = (torch.stack([item[k] for item in items]).to(model.device) for k in ('lq', 'gt'))
+            lq, gt = stack_floats(items, ('lq', 'gt'), model.device)
             sr, prompt = model.super_resolve(lq, part or [0], purpose, **sampler_of(model))
             yield Outputs(part, sr, lq, gt, prompt)
     model.net_g.train(training)

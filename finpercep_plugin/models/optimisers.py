@@ -15,7 +15,7 @@ def build_optimiser(optim: OptimOptions, groups: list[dict[str, Any]], device: t
     """An optimiser over parameter groups, each with its own `lr`.
 
     Args:
-        optim: its type, weight decay and betas.
+        optim: its type, weight decay, betas and eps.
         groups: {'params', 'lr', 'initial_lr'}.
         device: of the parameters.
 
@@ -23,7 +23,7 @@ def build_optimiser(optim: OptimOptions, groups: list[dict[str, Any]], device: t
     >>> type(build_optimiser(OptimOptions(), [{'params': [parameter], 'lr': 1.0}], torch.device('cpu'))).__name__
     'AdamW'
     """
-    options: dict[str, Any] = {'weight_decay': optim.weight_decay, 'betas': optim.betas}
+    options: dict[str, Any] = {'weight_decay': optim.weight_decay, 'betas': optim.betas, 'eps': optim.eps}
     if optim.type == 'AdamW8bit':  # tensors of fewer than 4096 values keep moments of 32 bits
         import bitsandbytes
 

@@ -22,6 +22,7 @@ class OptimOptions:
     lr: float = 1e-4
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
 
     def __post_init__(self) -> None:
         if self.type == 'AdamW8bit' and importlib.util.find_spec('bitsandbytes') is None:

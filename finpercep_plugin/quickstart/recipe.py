@@ -89,7 +89,11 @@ class QuickStart:
         rewards = {
             'generator': {'weights': str(self.weights('generator'))},
             'reward': {'rms': [str(self.weights(f'rm_{k}')) for k in range(3)]},
-            'train': {'ccl': {'stages': list(r.refl), 'calibration': r.calibration}},
+            'train': {
+                # A third of the preset's: of three seeds, one had hacked its small reward model with that.
+                'algorithm': {'weight': 3e-3},
+                'ccl': {'stages': list(r.refl), 'calibration': r.calibration},
+            },
             'val': {'rewards': {'held_out': held_out}},
         }
         total = sum(r.refl)

@@ -126,7 +126,9 @@ def _axes(at, xs: tuple[float, float], ys: tuple[float, float], x_label: str) ->
     for y in ticks(*ys):
         left, level = at(xs[0], y)
         parts.append(f'<line x1="{left}" x2="{_WIDTH - _RIGHT}" y1="{level:.1f}" y2="{level:.1f}" stroke="#e4e6ea"/>')
-        parts.append(f'<text x="{left - 7}" y="{level + 4.5:.1f}" text-anchor="end">{_number(y)}</text>')
+        text = _number(y)
+        narrow = f' textLength="{_LEFT - 9}" lengthAdjust="spacingAndGlyphs"' if len(text) > 7 else ''
+        parts.append(f'<text x="{left - 7}" y="{level + 4.5:.1f}" text-anchor="end"{narrow}>{text}</text>')
     for x in ticks(*xs):
         across, bottom = at(x, ys[0])
         parts.append(f'<text x="{across:.1f}" y="{bottom + 18}" text-anchor="middle">{_number(x)}</text>')

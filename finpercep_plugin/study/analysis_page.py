@@ -11,7 +11,7 @@ from typing import Any, Sequence
 
 from finpercep_plugin.report.bootstrap import Interval
 from finpercep_plugin.report.page import Cell, Page
-from finpercep_plugin.study.analysis import Analysis, Preference
+from finpercep_plugin.study.analysis import Analysis, Preference, RaterSummary
 from finpercep_plugin.study.definition import QUESTIONS, Study
 from finpercep_plugin.study.plots import draw
 from finpercep_plugin.study.votes import Row, csv_text
@@ -23,6 +23,9 @@ _PREFERENCE = (
     'raters, widened for their small number (Hesterberg 2015), which is the one to cite; then Wilson\u2019s, which '
     'takes all votes as independent.'
 )
+_SHARES = ('question', 'set', 'first', 'second', 'wins', 'votes', 'share')
+_SHARES += ('wilson_low', 'wilson_high', 'clustered_low', 'clustered_high')
+_RANKS = ('question', 'rank', 'method', 'strength', 'low', 'high', 'won')
 
 
 def write_analysis(study: Study, analysis: Analysis, rows: Sequence[Row], folder: Path, command: str) -> Path:
@@ -37,37 +40,30 @@ def write_analysis(study: Study, analysis: Analysis, rows: Sequence[Row], folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'votes.csv').write_text(csv_text(rows), encoding='utf-8')
     (folder / 'analysis.json').write_text(json.dumps(analysis.values(), indent=1) + '\n', encoding='utf-8')
-    _csv(folder / 'preference.csv', [_flat(p) for p in analysis.preferences])
-    _csv(folder / 'raters.csv', [{**dataclasses.asdict(r), 'reasons': '; '.join(r.reasons)} for r in analysis.raters])
+    _csv(folder / 'preference.csv', _SHARES, [_flat(p) for p in analysis.preferences])
+    raters = [{**dataclasses.asdict(r), 'reasons': '; '.join(r.reasons)} for r in analysis.raters]
+    _csv(folder / 'raters.csv', [field.name for field in dataclasses.fields(RaterSummary)], raters)
     ranked = [
-        {'question': q, 'rank': rank, 'method': m, 'strength': i.mean, 'low': i.low, 'high': i.high, 'won': won}
-        for q, methods in analysis.ranking.items()
-        for rank, (m, (i, won)) in enumerate(methods.items(), 1)
+        dict(zip(_RANKS, (question, rank, method, strength.mean, strength.low, strength.high, won)))
+        for question, methods in analysis.ranking.items()
+        for rank, (method, (strength, won)) in enumerate(methods.items(), 1)
     ]
-    _csv(folder / 'ranking.csv', ranked)
+    _csv(folder / 'ranking.csv', _RANKS, ranked)
     page = _page(study, analysis, rows, draw(analysis, folder), command)
     return page.write(folder / 'report.html')
 
 
-def _csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     with path.open('w', newline='', encoding='utf-8') as stream:
-        writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator='\n')
+        writer = csv.DictWriter(stream, columns, lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)
 
 
 def _flat(p: Preference) -> dict[str, Any]:
-    row = {
-        'question': p.question,
-        'set': p.group,
-        'first': p.first,
-        'second': p.second,
-        'wins': p.wins,
-        'votes': p.votes,
-    }
-    row |= {'share': p.wins / p.votes, 'wilson_low': p.wilson.low, 'wilson_high': p.wilson.high}
     low, high = (p.clustered.low, p.clustered.high) if p.clustered else (None, None)
-    return {**row, 'clustered_low': low, 'clustered_high': high}
+    shares = (p.wins / p.votes, p.wilson.low, p.wilson.high, low, high)
+    return dict(zip(_SHARES, (p.question, p.group, p.first, p.second, p.wins, p.votes, *shares)))
 
 
 def _page(study: Study, analysis: Analysis, rows: Sequence[Row], files: dict[str, Path], command: str) -> Page:
@@ -101,7 +97,9 @@ def _page(study: Study, analysis: Analysis, rows: Sequence[Row], files: dict[str
 def _picture(page: Page, files: dict[str, Path], title: str) -> None:
     if title in files:
         data = base64.b64encode(files[title].read_bytes()).decode()
-        page.content(title, f'<img src="data:image/png;base64,{data}" alt="{title}" style="max-width:100%">')
+        style = 'max-width:100%;min-width:640px'  # on a phone it is moved sideways rather than read with a lens
+        image = f'<img src="data:image/png;base64,{data}" alt="{title}" style="{style}">'
+        page.content(title, f'<div style="overflow-x:auto">{image}</div>')
 
 
 def _preference_table(preferences: Sequence[Preference]) -> tuple[list[str], list[list[Cell]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import math
 import sqlite3
 from importlib import resources
 from typing import Annotated, Any, Literal
@@ -167,8 +168,9 @@ def _rating(app: FastAPI, session: Session) -> None:
             session.vote(laid, Vote(laid.token, **body.model_dump(), received=0))
         except Conflict:
             raise HTTPException(409, 'answered before, otherwise; the first answers stay') from None
-        except TooEarly:
-            raise HTTPException(425, f'looked at for less than {session.settings.min_seconds:g} s') from None
+        except TooEarly as error:
+            why, later = f'looked at for less than {session.settings.min_seconds:g} s', str(math.ceil(error.wait))
+            raise HTTPException(425, why, {'retry-after': later}) from None
         return _state(session, _found(session.store.rater_at(laid.rater)))
 
 

@@ -57,7 +57,7 @@ def _figure(columns: int, height: float) -> tuple[Any, Sequence[Any]]:
 
 def _preference(preferences: Sequence[Preference]) -> Any:
     pairs = list(dict.fromkeys((p.first, p.second) for p in preferences))
-    figure, axes = _figure(len(QUESTIONS), 1.3 + 0.55 * len(pairs))
+    figure, axes = _figure(len(QUESTIONS), 1.3 + 0.6 * len(pairs))
     for axis, question in zip(axes, QUESTIONS):
         rows = [p for pair in pairs for p in preferences if p.question == question and (p.first, p.second) == pair]
         places, shares = np.arange(len(rows)), np.array([100 * p.wins / p.votes for p in rows])
@@ -65,9 +65,11 @@ def _preference(preferences: Sequence[Preference]) -> Any:
         axis.barh(places, 100 - shares, 0.62, left=shares, color='#d5dae1')
         intervals = [p.clustered or p.wilson for p in rows]
         errors = 100 * np.array([[i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals]])
-        axis.errorbar(shares, places, xerr=np.maximum(errors, 0), fmt='none', color='black', linewidth=1.2, capsize=3)
+        below = {'fmt': 'none', 'color': 'black', 'linewidth': 1.2, 'capsize': 3}  # the number, which it would cross
+        axis.errorbar(shares, places + 0.18, xerr=np.maximum(errors, 0), **below)
         for place, p, share in zip(places, rows, shares):
-            axis.text(2, place, f'{share:.1f} %', va='center', color='white', fontsize=9, fontweight='bold')
+            x, colour = (2, 'white') if share > 22 else (share + 2, 'black')
+            axis.text(x, place - 0.1, f'{share:.1f} %', va='center', color=colour, fontsize=9, fontweight='bold')
             axis.text(101, place, p.second, va='center', fontsize=9, color='#30363d')
         axis.axvline(50, color=_GREY, linestyle=':', linewidth=1)
         axis.set(xlim=(0, 100), title=question, xlabel='chosen, % of votes', yticks=[])

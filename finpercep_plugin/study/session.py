@@ -26,7 +26,11 @@ class Conflict(Exception):
 
 
 class TooEarly(Exception):
-    """A trial was answered before its minimum time."""
+    """A trial was answered before its minimum time; `wait`: seconds until it may be."""
+
+    def __init__(self, wait: float):
+        super().__init__(f'{wait:g} s too early')
+        self.wait = wait
 
 
 class Session:
@@ -96,7 +100,8 @@ class Session:
 
         Raises:
             Conflict: the trial has other answers.
-            TooEarly: it was not looked at, or not laid before the rater, for long enough.
+            TooEarly: not looked at for long enough; as the server sees it, from when it was laid before the rater, or
+                from the rater's vote before, whichever came later.
         """
         with self.store.transaction():
             known = self.store.vote(trial.token)
@@ -104,10 +109,11 @@ class Session:
                 if (known.fidelity, known.realism) != (vote.fidelity, vote.realism):
                     raise Conflict
                 return
-            least = self.settings.min_seconds
-            if min(vote.seconds, self.clock() - trial.reserved) < least:
-                raise TooEarly
-            self.store.add_vote(dataclasses.replace(vote, received=self.clock()))
+            now = self.clock()
+            looked = min(vote.seconds, now - max(trial.reserved, self.store.last_vote(trial.rater)))
+            if looked < self.settings.min_seconds:
+                raise TooEarly(self.settings.min_seconds - looked)
+            self.store.add_vote(dataclasses.replace(vote, received=now))
 
     def image(self, trial: Trial, role: str) -> Path:
         """The file of a trial's picture: 'lq', 'a' or 'b'."""

@@ -123,10 +123,11 @@ class Store:
             self._db.execute('BEGIN IMMEDIATE')
             try:
                 yield
+                self._db.execute('COMMIT')
             except BaseException:
-                self._db.execute('ROLLBACK')
+                if self._db.in_transaction:  # a full disk ends it by itself
+                    self._db.execute('ROLLBACK')
                 raise
-            self._db.execute('COMMIT')
 
     def _rows(self, query: str, values=()) -> list[tuple]:
         with self._lock:
@@ -204,6 +205,11 @@ class Store:
         """The vote on a trial."""
         rows = self._votes('WHERE trial = ?', (trial,))
         return rows[0] if rows else None
+
+    def last_vote(self, rater: int) -> float:
+        """When the latest vote of a rater came; 0 before the first."""
+        query = 'SELECT MAX(v.received) FROM votes v JOIN trials t ON t.token = v.trial WHERE t.rater = ?'
+        return self._rows(query, (rater,))[0][0] or 0.0
 
     def votes(self) -> list[Vote]:
         """All votes in the order they came."""

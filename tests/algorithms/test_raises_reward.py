@@ -115,5 +115,6 @@ def fit(rm, data, steps, batch=16):
 def test_reward_model(tiny, rm_file, triplets, name):
     generator, statistics = tiny.make(steps=3), ScoreStatistics()
     reward = FinPercepReward(rm=str(rm_file), statistics=statistics)
-    reward.calibrate([sample_images(generator, triplets['lq'][48:], range(16), 0, 'calibration')], [2])
+    outputs = sample_images(generator, triplets['lq'][48:], range(16), 0, 'calibration')
+    statistics.measure(2, reward.raw(outputs, 2).score)
     raise_reward(tiny, name, generator, triplets['lq'][:8], triplets['gt'][:8], reward, 60)

@@ -33,10 +33,11 @@ def test_rm_quality_needs_enough_photos(tmp_path, capsys):
 @pytest.mark.parametrize('start', ['grown', 'scratch'])
 def test_rm_quality_trains_and_measures(tmp_path, capsys, start):
     pytest.importorskip('basicsr')
-    rng = np.random.default_rng(0)
+    rng, photos = np.random.default_rng(0), tmp_path / 'photos'
+    photos.mkdir()
     for i in range(4):
-        Image.fromarray(rng.integers(0, 255, (128, 128, 3), dtype=np.uint8)).save(tmp_path / f'{i}.png')
-    command = ['--data', str(tmp_path), '--test', '2', '--out', str(tmp_path / 'out'), '--effort', '0.002']
+        Image.fromarray(rng.integers(0, 255, (128, 128, 3), dtype=np.uint8)).save(photos / f'{i}.png')
+    command = ['--data', str(photos), '--test', '2', '--out', str(tmp_path / 'out'), '--effort', '0.002']
     command += ['--triplets', '16', '--measured', '4', '--gate', 'concat', '--start', start]
     assert rm_quality.main(command) == 0
     figures = json.loads((tmp_path / 'out/figures.json').read_text())
@@ -70,10 +71,11 @@ def test_rm_labels_makes_what_each_reward_model_needs_first(tmp_path):
 def test_rm_labels_trains_and_measures(tmp_path, capsys):
     for package in ('basicsr', 'skimage'):
         pytest.importorskip(package)
-    rng = np.random.default_rng(0)
+    rng, photos = np.random.default_rng(0), tmp_path / 'photos'
+    photos.mkdir()
     for i in range(4):
-        Image.fromarray(rng.integers(0, 255, (128, 128, 3), dtype=np.uint8)).save(tmp_path / f'{i}.png')
-    command = ['--data', str(tmp_path), '--test', '2', '--out', str(tmp_path / 'out'), '--effort', '0.001']
+        Image.fromarray(rng.integers(0, 255, (128, 128, 3), dtype=np.uint8)).save(photos / f'{i}.png')
+    command = ['--data', str(photos), '--test', '2', '--out', str(tmp_path / 'out'), '--effort', '0.001']
     assert rm_labels.main([*command, '--seeds', '1', '--jobs', '1']) == 0
     figures = [json.loads(file.read_text()) for file in (tmp_path / 'out' / 'results').glob('*.json')]
     assert len(figures) == 3 and all(len(run) == 8 and np.isfinite([*run.values()]).all() for run in figures)

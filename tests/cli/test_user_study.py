@@ -3,14 +3,16 @@
 import csv
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 
 from finpercep_plugin.cli.user_study import main
-from finpercep_plugin.study.definition import Study
+from finpercep_plugin.study.definition import Secrets, Study
 from finpercep_plugin.study.session import Session
 from tests.study.conftest import OURS, THEIRS, write_pictures
 from tests.study.test_session import answer
+from tests.study.test_votes import answers_of, plan_of
 
 pytest.importorskip('fastapi')
 pytest.importorskip('matplotlib')
@@ -52,9 +54,16 @@ def test_create_export_analyse(tmp_path, arguments, capsys):
     assert main(['export', str(folder), '--csv', str(tmp_path / 'votes.csv')]) == 0
     assert len(list(csv.DictReader((tmp_path / 'votes.csv').open()))) == 3 * session.length
     assert main(['export', str(folder), '--static', str(tmp_path / 'site'), '--raters', '2']) == 0
-    assert len(list((tmp_path / 'site').glob('rater_*.html'))) == 2
+    pages = sorted((tmp_path / 'site').glob('rater_*.html'))
+    assert len(pages) == 2
+    answers = tmp_path / 'answers.json'
+    answers.write_text(json.dumps(answers_of(plan_of(pages[1]))))
+    assert main(['export', str(folder), '--csv', str(tmp_path / 'more.csv'), '--answers', str(answers)]) == 0
+    rows = list(csv.DictReader((tmp_path / 'more.csv').open()))
+    assert Counter(row['rater'] for row in rows) == {number: session.length for number in '1235'}
     assert main(['analyse', str(folder), '--out', str(tmp_path / 'out')]) == 0
-    assert f'{OURS} over {THEIRS}' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f'{OURS} over {THEIRS}' in said and f'{3 * session.length} votes; 3 of 5 raters count' in said
     assert len(json.loads((tmp_path / 'out/analysis.json').read_text())['raters']) == 5
     assert (tmp_path / 'out/report.html').is_file()
 
@@ -117,3 +126,50 @@ def test_names_that_are_answered_to(tmp_path, arguments, host, public, asked, st
     assert main(arguments) == 0
     client = TestClient(serve_app(Session(tmp_path / 'study'), host, public, 0, 0))
     assert client.get('/', headers={'host': asked}).status_code == status
+
+
+@pytest.mark.parametrize(('more', 'host'), [([], '127.0.0.1'), (['--host', '0.0.0.0'], '0.0.0.0')])
+def test_it_listens_on_this_machine_alone_unless_told_otherwise(tmp_path, arguments, capsys, monkeypatch, more, host):
+    import uvicorn
+
+    asked = {}
+    monkeypatch.setattr(uvicorn, 'run', lambda app, **options: asked.update(options))
+    assert main(arguments) == 0 and main(['serve', str(tmp_path / 'study'), *more]) == 0
+    assert asked['host'] == host and asked['access_log'] is False and asked['proxy_headers'] is False
+    assert ('without encryption' in capsys.readouterr().err) == bool(more)
+
+
+def test_requests_are_limited_unless_told_otherwise(tmp_path, arguments, monkeypatch):
+    import uvicorn
+    from starlette.testclient import TestClient
+
+    from finpercep_plugin.study.guard import Bucket
+
+    served = []
+    monkeypatch.setattr(uvicorn, 'run', lambda app, **options: served.append(app))
+    monkeypatch.setattr(
+        Bucket.__init__, '__defaults__', (lambda: 0.0,)
+    )  # time that stands still, however slow the machine
+    assert main(arguments) == 0
+    for more in ([], ['--rate', '0', '--joins', '0']):
+        assert main(['serve', str(tmp_path / 'study'), *more]) == 0
+    limited, free = (TestClient(app, base_url='http://localhost') for app in served)
+    address = f'/api/studies/{Secrets.read(tmp_path / "study").study}/raters'
+    joined = [
+        client.post(address, json={'key': f'{i:016d}'}).status_code for client in (limited, free) for i in range(25)
+    ]
+    assert set(joined[:20]) == {200} and 429 in joined[20:25] and set(joined[25:]) == {200}
+    assert 429 in [limited.get('/').status_code for _ in range(400)]
+    assert {free.get('/').status_code for _ in range(400)} == {200}
+
+
+def test_other_addresses_of_this_machine_are_not_answered(tmp_path, arguments):
+    import socket
+
+    from tests.study.browser import Server
+
+    assert main(arguments) == 0
+    with Server(tmp_path / 'study') as server:
+        socket.create_connection(('127.0.0.1', server.port), 5).close()
+        with pytest.raises(ConnectionRefusedError):  # a server that listened on all addresses would answer here
+            socket.create_connection(('127.0.0.2', server.port), 5)

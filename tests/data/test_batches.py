@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from finpercep_plugin.data.batches import to_floats
+from finpercep_plugin.data.batches import stack_floats, to_floats
 from finpercep_plugin.data.fgr_dataset import FinPercepFGRDataset
 
 NAMES = ('sr', 'syn', 'gt', 'map', 'mask')
@@ -20,6 +20,12 @@ def test_uint8_batches_become_what_float_batches_are(fgr):
     assert list(made) == list(NAMES)
     for name in NAMES:
         assert torch.equal(made[name], whole[name])
+
+
+def test_items_are_stacked_as_floats(fgr):
+    data = FinPercepFGRDataset({'dataroot': str(fgr), 'fields': ['lq', 'gt'], 'dtype': 'uint8'})
+    lq, gt = stack_floats([data[i] for i in range(3)], ('lq', 'gt'), 'cpu')
+    assert torch.equal(gt, batch(fgr)['gt']) and lq.dtype == torch.float32 and lq.max() <= 1 < 255 * lq.max()
 
 
 def test_floats_stay_as_they_are(fgr):

@@ -195,6 +195,18 @@ def test_kill_9_at_any_moment_then_resume_equals_an_unbroken_build(built, tmp_pa
     assert contents(tmp_path) == contents(built) and verify(tmp_path) == []
 
 
+def test_pictures_may_be_8_bit(built, tmp_path):
+    class Stored(Pictures):
+        def __getitem__(self, index):
+            return {k: to_bytes(v) for k, v in super().__getitem__(index).items()}
+
+    def to_bytes(value):
+        return torch.from_numpy(to_uint8(value[None])).permute(2, 0, 1) if torch.is_tensor(value) else value
+
+    make(dataset=Stored()).build(tmp_path, options={'generator': 'tiny'})
+    assert contents(tmp_path) == contents(built)
+
+
 def test_what_cannot_be_made_is_skipped_and_told(tmp_path):
     report = make(dataset=Pictures(broken=True)).build(tmp_path / 'data')
     assert report.skipped == [('00000003', 'its data cannot be read: ValueError: truncated')]

@@ -106,16 +106,13 @@ def test_nothing_acknowledged_is_lost(forks, told, seed, tmp_path):
         forks.run(COMMAND, 'export', study, '--csv', tmp_path / 'votes.csv', cwd=tmp_path, log=log)
         with open(tmp_path / 'votes.csv', newline='') as file:
             rows = list(csv.DictReader(file))
-        stored = {row['trial']: int(row['flips']) for row in rows}
+        stored = {row['trial'].lstrip("'"): int(row['flips']) for row in rows}
         assert len(stored) == len(rows)
         known = {trial: body['flips'] for rater in raters for trial, body in rater.acknowledged.items()}
         sent = {trial: body['flips'] for rater in raters for trial, body in rater.sent.items()}
         lost += not (known.items() <= stored.items() <= sent.items())
         moments.append([round(wait, 3), len(known)])
-    assert (
-        len(known) == len(stored) == sum(len(rater.sent) for rater in raters)
-        and len({r.token for r in raters}) == RATERS
-    )
+    assert stored == sent and len({rater.token for rater in raters}) == RATERS  # also those whose answer was lost
     told.add('kill', 'server of a user study', KILLS, KILLS - lost, lost, 1, seed, moments=moments[:KILLS])
-    print(f'study: {KILLS} kills, {lost} lost, {len(known)} votes, seed {seed}')
+    print(f'study: {KILLS} kills, {lost} lost, {len(stored)} votes, seed {seed}')
     assert not lost

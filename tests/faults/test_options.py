@@ -14,6 +14,7 @@ from finpercep_plugin.cli.build_fgr import main as build_fgr
 from finpercep_plugin.config import ConfigError, collect, parse
 from finpercep_plugin.data.fgr_options import BuildOptions, build_features, build_producers, build_segmenter
 from finpercep_plugin.integrations.entry import read_options
+from finpercep_plugin.plain_yaml import oddities
 from finpercep_plugin.train import main
 from tests.bad_input.tools import run
 
@@ -101,13 +102,11 @@ def stand_ins(tiny_rms, tmp_path, monkeypatch):
     return make
 
 
-def check(file, opt):
+def check(file, opt, is_train):
     """Problems of options, found as a run finds them."""
     Path(file).write_text(yaml.safe_dump(opt, sort_keys=False, allow_unicode=True), encoding='utf-8')
     try:
-        read_options(
-            '.', str(file), is_train='test' not in (opt.get('datasets') or {}) if isinstance(opt, dict) else True
-        )
+        read_options('.', str(file), is_train)
     except ConfigError as error:
         return error.problems
     return []
@@ -117,11 +116,12 @@ def check(file, opt):
 @pytest.mark.parametrize('file', [f for f in FILES if 'model_type:' in f.read_text()], ids=lambda f: f.stem)
 def test_one_change_is_one_error(file, stand_ins, told, seed, monkeypatch):
     base = yaml.safe_load(file.read_text(encoding='utf-8'))
+    is_train = 'test' not in base['datasets']
     shutil.copytree(file.parent, 'options')
     monkeypatch.setattr(sys, 'argv', ['train'])
     for _ in range(3):  # reward models of rm_N are looked for first, then what else is not there
-        stand_ins([p for p in check('opt.yml', base) if ' not found at ' in p])
-    assert check('opt.yml', base) == []
+        stand_ins([p for p in check('opt.yml', base, is_train) if ' not found at ' in p])
+    assert check('opt.yml', base, is_train) == []
     seen = collections.Counter()
 
     @hypothesis.seed(seed)
@@ -129,7 +129,7 @@ def test_one_change_is_one_error(file, stand_ins, told, seed, monkeypatch):
     @hypothesis.given(changes(base))
     def tried(change):
         kind, path, opt = change
-        problems = check('opt.yml', opt)
+        problems = check('opt.yml', opt, is_train)
         seen['refused' if problems else 'taken'] += 1
         assert len(problems) < 2, problems
         assert not problems or kind == 'gone' or names(problems[0], path), (problems, path)
@@ -141,7 +141,7 @@ def test_one_change_is_one_error(file, stand_ins, told, seed, monkeypatch):
 
 def check_build(opt):
     """Problems of the options of an FGR build; its parts are made, which here read nothing."""
-    found = collect(lambda: parse(BuildOptions, opt))
+    found = oddities(opt) or collect(lambda: parse(BuildOptions, opt))
     if found:
         return found
     options = parse(BuildOptions, opt)

@@ -25,6 +25,11 @@ def test_upscale(kernel):
     assert large[0, 0, 16, 30].item() == pytest.approx((30.5 / 4 - 0.5) / 15, abs=1e-2)
 
 
+def test_integers_are_not_taken_for_floats():
+    with pytest.raises(TypeError, match='expected floats in .0, 1., got torch.uint8'):
+        upscale(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 2)
+
+
 @pytest.mark.parametrize('scale', [2, 4])
 def test_pillows_kernel_is_pillows(scale):
     """On noise over the whole range, whose overshoot is clipped between rows and columns."""

@@ -1,5 +1,7 @@
 """The models through the training entry: what they write, that they resume exactly, and that bad steps do no harm."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -43,6 +45,26 @@ def test_a_resumed_run_is_bit_identical_and_everything_is_saved(options, tmp_pat
     opt['path']['resume_state'] = str(root / 'training_states/2.state')
     train_pipeline(str(tmp_path), opt)
     assert differences(state(kind, 4), whole) == []
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_pictures_as_they_are_stored_train_to_the_same_state(options, tmp_path, kind):
+    """8 bits, and only the fields that are needed: scales of rewards, monitor and weights stay what they were."""
+    states = []
+    for section in (
+        {},
+        {'fields': ['sr', 'gt', 'syn', 'map', 'mask'] if kind == 'rm' else ['lq', 'gt'], 'dtype': 'uint8'},
+    ):
+        opt = options(kind)
+        if kind == 'diffusion':  # of a new generator, whose scale is measured
+            opt['generator'].pop('residual_sd', None)
+        if kind not in ('rm', 'diffusion'):
+            opt['train']['monitor'] = {'every': 2, 'samples': 4}
+        opt['datasets']['train'] |= section
+        train_pipeline(str(tmp_path), opt)
+        states.append(state(kind, 4))
+        shutil.rmtree('experiments')
+    assert differences(*states) == []
 
 
 @pytest.mark.parametrize('kind', KINDS)

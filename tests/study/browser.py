@@ -42,6 +42,12 @@ def chromium() -> dict[str, Any]:
     return {'executable_path': path, 'args': FLAGS}
 
 
+def opened(page) -> None:
+    """Wait until a question can be answered."""
+    page.wait_for_selector('#choose-a:not([disabled])')
+    page.wait_for_timeout(400)  # in which a second key answers nothing
+
+
 class Server:
     """`serve` as a process of its own."""
 

@@ -28,19 +28,33 @@ class Clock:
         return self.now
 
 
-def write_pictures(root: Path, items: int, methods=(OURS, THEIRS), size=SIZE) -> Sources:
+@pytest.fixture(scope='module')
+def browser():
+    """Chromium."""
+    from tests.study.browser import chromium
+
+    options = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(**options)
+        yield browser
+        browser.close()
+
+
+def write_pictures(root: Path, items: int, methods=(OURS, THEIRS), size=SIZE, name='{:03d}') -> Sources:
     """lq, gt and results of noise; files named after their method, which also stands in EXIF and text chunks."""
     width, height = size
     folders = {'lq': (width // 4, height // 4), 'gt': size, **{m: size for m in methods}}
     for seed, (role, (w, h)) in enumerate(folders.items()):
-        (root / role).mkdir(parents=True)
+        (root / role / name).parent.mkdir(parents=True)
         for i in range(items):
             pixels = np.random.default_rng(1000 * seed + i).integers(0, 255, (h, w, 3)).astype(np.uint8)
             info, exif = PngInfo(), Image.Exif()
             info.add_text('Software', role)
             exif[0x0131] = role
             suffix = '' if role in ('lq', 'gt') else f'_{role}'
-            Image.fromarray(pixels).save(root / role / f'{i:03d}{suffix}.png', pnginfo=info, exif=exif)
+            Image.fromarray(pixels).save(root / role / f'{name.format(i)}{suffix}.png', pnginfo=info, exif=exif)
     return Sources(str(root / 'lq'), {m: f'{root / m}/{{name}}_{m}' for m in methods}, str(root / 'gt'))
 
 

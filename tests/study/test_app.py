@@ -97,10 +97,13 @@ def test_a_vote_before_its_time(make):
     session = make(min_seconds=2.0)
     client = TestClient(bare_app(session))
     _, trials = session.pending(session.join('k' * 16))
-    assert client.post(f'/api/trials/{trials[0].token}/vote', json=GOOD).status_code == 425
+    early = client.post(f'/api/trials/{trials[0].token}/vote', json=GOOD)
+    assert early.status_code == 425 and early.headers['retry-after'] == '2'
     session.clock.now += 5
     assert client.post(f'/api/trials/{trials[0].token}/vote', json={**GOOD, 'seconds': 1}).status_code == 425
     assert client.post(f'/api/trials/{trials[0].token}/vote', json=GOOD).status_code == 200
+    assert client.post(f'/api/trials/{trials[1].token}/vote', json=GOOD).headers['retry-after'] == '2'
+    assert client.post(f'/api/trials/{trials[0].token}/vote', json=GOOD).status_code == 200  # the known one, again
 
 
 def test_a_full_study(make):
@@ -112,7 +115,17 @@ def test_a_full_study(make):
     assert client.post(address, json={'key': 'k' * 16}).status_code == 200
 
 
-BAD_TOKENS = [UNKNOWN, 'x', 'A' * 23, '..%2F..%2Fsecrets.json', '%00', 'A' * 21 + '%2e', "' OR 1=1 --", '\u0661' * 22]
+BAD_TOKENS = [
+    UNKNOWN,
+    'x',
+    'A' * 23,
+    'A' * 22 + '%0A',
+    '..%2F..%2Fsecrets.json',
+    '%00',
+    'A' * 21 + '%2e',
+    "' OR 1=1 --",
+    '\u0661' * 22,
+]
 BAD_KEYS = [
     {},
     [],
@@ -217,6 +230,17 @@ def test_the_admin_needs_the_token(study, path):
         client.get(f'/api/admin/{path}', headers={'authorization': f'Bearer {session.secrets.admin}'}).status_code
         == 200
     )
+
+
+def test_tokens_are_compared_in_constant_time(study, monkeypatch):
+    import hmac
+
+    session, client, _ = study
+    real, compared = hmac.compare_digest, []
+    monkeypatch.setattr(hmac, 'compare_digest', lambda a, b: compared.append((a, b)) or real(a, b))
+    client.get('/api/admin/progress', headers={'authorization': 'Bearer x'})
+    client.get(f'/s/{UNKNOWN}')
+    assert compared == [(b'Bearer x', f'Bearer {session.secrets.admin}'.encode()), (UNKNOWN, session.secrets.study)]
 
 
 def test_the_admin_gets_the_votes(study):

@@ -1,35 +1,19 @@
-"""The page in a real browser: pictures that move as one, keys, touch, questions, the export without a server."""
+"""The page in a real browser: pictures that move as one, keys, touch, questions, pictures and answers without network."""
 
 from __future__ import annotations
 
 import io
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from finpercep_plugin.images import read_image
-from finpercep_plugin.study.votes import read_answers, vote_rows
-from tests.study.browser import Server, chromium
-from tests.study.conftest import OURS, THEIRS
+from tests.study.browser import Server, opened
 
 pytest.importorskip('fastapi')
 pytest.importorskip('uvicorn')
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope='module')
-def browser():
-    """Chromium."""
-    options = chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(**options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -54,11 +38,6 @@ def page(browser, served):
     yield page
     assert complaints == []
     context.close()
-
-
-def opened(page) -> None:
-    page.wait_for_selector('#choose-a:not([disabled])')
-    page.wait_for_timeout(400)  # in which a second key answers nothing
 
 
 def trial_of(page, session):
@@ -232,8 +211,9 @@ def test_pinch_and_drag(browser, served):
     moved = boxes(page)
     assert [round(m - c) for m, c in zip(moved[1], closer[1])] == [0, 0, -30, -15] and moved[1] == moved[2]
     assert page.evaluate('document.documentElement.scrollWidth') == 390  # nothing sticks out
+    page.wait_for_timeout(400)  # a tap on the heels of a drag stops what moves, and presses nothing
     page.tap('#choose-a')
-    assert 'Question 2' in page.locator('#question-number').text_content()
+    page.wait_for_selector('#question-number:has-text("Question 2")', timeout=5000)
     context.close()
 
 
@@ -252,35 +232,29 @@ def test_a_link_resumes_on_another_device(page, browser, served):
     other.context.close()
 
 
-def test_the_static_export_needs_no_server(browser, make, tmp_path):
-    from finpercep_plugin.study.static_export import write_static
-
-    session = make(min_seconds=0.1)
-    (file,) = write_static(session, tmp_path / 'site', 1)
-    context = browser.new_context(viewport={'width': 390, 'height': 700}, accept_downloads=True)
-    page, asked, complaints = context.new_page(), [], []
-    page.on('request', lambda request: asked.append(request.url))
-    page.on('pageerror', lambda error: complaints.append(str(error)))
-    page.goto(f'file://{file}')
-    page.click('#agree')
-    for number in range(session.length):
-        if number in (0, 4):  # half way, the page is opened again
-            page.goto(f'file://{file}')
-            page.click('#start')
-        for key in ('1', '2'):
-            opened(page)
-            page.keyboard.press(key)
-    page.wait_for_selector('#finished')
-    with page.expect_download() as download:
-        page.click('#finished')
-    answers = Path(tmp_path / 'answers.json')
-    download.value.save_as(answers)
-    context.close()
-    assert complaints == [] and all(url.startswith(('file:', 'data:', 'blob:')) for url in asked)
-    assert OURS not in answers.read_text() and THEIRS not in answers.read_text()
-    votes = read_answers([answers], session.study, session.store)
-    assert len(json.loads(answers.read_text())['answers']) == session.length
-    assert len(vote_rows(session.study, session.store, votes)) == session.length
+def test_answers_kept_without_a_network_arrive_one_each_minimum_time(browser, make):
+    session = make(min_seconds=1.0)
+    with Server(session.folder) as server:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(server.link)
+        page.click('#agree')
+        page.click('#start')
+        opened(page)
+        page.wait_for_load_state('networkidle')  # the pictures of the next trials are there too
+        context.set_offline(True)
+        for _ in range(2):
+            for key in ('1', '2'):
+                opened(page)
+                page.keyboard.press(key)
+        page.wait_for_selector('#net:has-text("no connection \u00b7 2 answers kept here")')
+        assert session.store.votes() == []
+        context.set_offline(False)
+        page.wait_for_selector('#net:has-text("sending \u00b7 1 answer kept here")')
+        page.wait_for_selector('#net', state='hidden')
+        first, second = session.store.votes()
+        assert second.received - first.received >= 1.0
+        context.close()
 
 
 def test_a_picture_that_fails_or_never_comes_is_asked_for_again(browser, served):

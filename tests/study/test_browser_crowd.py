@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from finpercep_plugin.study.analysis import analyse
-from finpercep_plugin.study.definition import GT, QUESTIONS, Rules, Settings
+from finpercep_plugin.study.definition import GT, QUESTIONS, SPOILED, Rules, Settings
 from finpercep_plugin.study.pictures import create
 from finpercep_plugin.study.session import Session
 from finpercep_plugin.study.votes import vote_rows
 from tests.study.browser import Server, chromium
 from tests.study.conftest import OURS, THEIRS, write_pictures
+from tests.study.secrecy import Words
 
 pytest.importorskip('fastapi')
 pytest.importorskip('uvicorn')
@@ -230,14 +231,17 @@ def test_no_vote_is_lost_or_counted_twice_and_the_preference_is_recovered(tmp_pa
     assert {t: {'fidelity': v.fidelity, 'realism': v.realism} for t, v in votes.items()} == given
     placed = [trial.placed for trial in session.store.all_trials() if trial.placed.kind == 'main']
     counts, left = Counter(p.cell for p in placed), Counter(p.cell for p in placed if p.a == p.cell.first)
-    assert len(placed) == RATERS * TRIALS and len(counts) == 60 and set(counts.values()) == {13, 14}
+    assert len(placed) == RATERS * TRIALS and len(counts) == 60 and set(counts.values()) <= {12, 13, 14, 15}
+    assert max(counts.values()) - min(counts.values()) <= 2
     assert all(abs(2 * left[cell] - count) <= 1 for cell, count in counts.items())
-    for body in (body for person in people for body in person.bodies):
-        assert OURS.encode() not in body and THEIRS.encode() not in body
+    words = Words([OURS, THEIRS, GT, SPOILED])
+    assert not [words.found(body) for person in people for body in person.bodies if words.found(body)]
     found = analyse(session.study, vote_rows(session.study, session.store), range(1, RATERS + 1))
     assert not any(summary.reasons for summary in found.raters)
     for p in found.preferences:
         assert p.votes == RATERS * TRIALS
         assert p.clustered.low < RATE < p.clustered.high and p.wilson.low < RATE < p.wilson.high
     assert all(interval.mean == 1 for interval in found.repeats.values())
-    print(met, [str(p.clustered) for p in found.preferences], len(acknowledged), sum(len(p.bodies) for p in people))
+    print(f'{len(votes)} votes, {len(acknowledged)} seen to be acknowledged; {dict(met)}; a comparison has', end=' ')
+    print(f'{set(counts.values())} votes; {[str(p.clustered) for p in found.preferences]}', end='; ')
+    print(f'{sum(len(p.bodies) for p in people)} responses looked into')

@@ -26,6 +26,11 @@ def description(session):
     return schema
 
 
+def served(session) -> set[str]:
+    """The endpoints that the application answers at, described or not."""
+    return {f'{method} {route.path}' for route in create_app(session).routes for method in route.methods}
+
+
 def tokens_of(session) -> dict[str, str]:
     rater = session.join('k' * 16)
     return {'study': session.secrets.study, 'rater': rater.token, 'trial': session.pending(rater)[1][0].token}
@@ -65,10 +70,14 @@ def test_whatever_is_sent(make, mode, known, examples):
         operation = found.ok()
         drawn = GenerationMode.POSITIVE if operation.label in ANY_TEXT else mode
         met[operation.label] = meet(operation, drawn, examples, tokens if known else {})
-    assert len(met) == 11
+    assert set(met) == served(session)
+    if not known:  # whatever takes anything has refused it
+        assert {label for label, statuses in met.items() if max(statuses) < 400} == {'GET /'}
     if known and mode is GenerationMode.POSITIVE:
         for label in ('POST /api/trials/{trial}/vote', 'POST /api/studies/{study}/raters', 'GET /api/raters/{rater}'):
             assert 200 in met[label]
+    else:
+        assert met['GET /api/admin/votes.csv'] == met['GET /api/admin/progress'] == {401}
     if not known:
         assert session.store.votes() == [] and len(session.store.raters()) == 1
 

@@ -78,6 +78,23 @@ def test_the_minimum_time_holds_by_the_raters_and_by_the_servers_clock(make):
     assert len(session.store.votes()) == 1
 
 
+def test_the_server_takes_one_vote_each_minimum_time_though_trials_are_handed_out_ahead(make):
+    session = make(min_seconds=2.0)
+    rater, other = session.join('k' * 16), session.join('l' * 16)
+    _, trials = session.pending(rater)
+    _, others = session.pending(other)
+    session.clock.now += 60
+    session.vote(trials[0], vote(trials[0]))
+    session.vote(others[0], vote(others[0]))  # another rater's time is another
+    session.clock.now += 1.5
+    with pytest.raises(TooEarly) as early:
+        session.vote(trials[1], vote(trials[1]))
+    assert early.value.wait == pytest.approx(0.5)
+    session.clock.now += 0.5
+    session.vote(trials[1], vote(trials[1]))
+    assert len(session.store.votes()) == 3
+
+
 def test_rows_are_only_added(make):
     session = make()
     answer(session, session.join('k' * 16), 2)
@@ -93,6 +110,7 @@ def test_rows_are_only_added(make):
         with pytest.raises(sqlite3.IntegrityError, match='only added'):
             database.execute(statement)
     assert database.execute('PRAGMA journal_mode').fetchone() == ('wal',)
+    assert session.store._db.execute('PRAGMA synchronous').fetchone() == (2,)  # FULL: on disk before it is answered
     assert stat.S_IMODE((session.folder / FILE).stat().st_mode) == 0o600
 
 
@@ -153,6 +171,21 @@ def test_a_changed_definition_is_refused(make):
     file.write_text(file.read_text().replace('"check_accuracy": 0.75', '"check_accuracy": 0.0'))
     with pytest.raises(StudyError, match='changed after the study was made'):
         Session(session.folder)
+
+
+def test_a_full_disk_costs_no_vote_that_was_acknowledged(make):
+    session, kept = make(), []
+    database = session.store._db
+    database.execute(f'PRAGMA max_page_count = {database.execute("PRAGMA page_count").fetchone()[0]}')
+    with pytest.raises(sqlite3.OperationalError, match='full'):
+        for number in range(1000):
+            rater = session.join(f'{number:016d}')
+            while trials := session.pending(rater)[1]:
+                session.vote(trials[0], vote(trials[0]))
+                kept.append(trials[0].token)
+    assert kept and [v.trial for v in session.store.votes()] == kept
+    database.execute('PRAGMA max_page_count = 100000')
+    assert answer(session, session.join('k' * 16)) == session.length
 
 
 CHILD = """

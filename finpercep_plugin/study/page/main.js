@@ -50,9 +50,11 @@ async function invite() {
   };
   const again = element('button', {class: 'primary', type: 'button', id: 'continue'}, 'Go on where I stopped');
   again.onclick = () => location.assign(backend.link(known));
-  say(element('h1', {}, study.title), element('p', {}, `You will see ${study.trials} pairs of pictures, which takes about ${study.minutes} minutes. You can stop at any time and go on later.`),
+  say(element('h1', {}, study.title), element('p', {}, `You will see ${count(study.trials, 'pair')} of pictures, which takes about ${count(study.minutes, 'minute')}. You can stop at any time and go on later.`),
       element('div', {class: 'consent'}, study.consent), element('div', {class: 'actions'}, known ? again : agree));
 }
+
+function count(number, what) { return `${number} ${what}${number === 1 ? '' : 's'}`; }
 
 function random() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map(b => b.toString(16).padStart(2, '0')).join('');
@@ -92,7 +94,7 @@ function instructions(state, start) {
       element('p', {}, 'You see a reference picture of low quality, and two attempts to restore it, A and B. For each pair there are two questions:'),
       element('ul', {}, ...list), element('p', {}, 'Zoom in and compare the same place in both. A few pairs at the start are for practice.'),
       element('p', {class: 'soft'}, keep), ...(backend.offline ? [] : [linkField(backend.token)]), touchHint(), keyList(), element('div', {class: 'actions'}, go));
-  go.focus();
+  go.focus({preventScroll: true}); // what is to be read first stays in sight
 }
 
 class Study {
@@ -100,7 +102,7 @@ class Study {
     this.state = null;
     this.gone = new Set(); // answered or sent in this page
     this.queue = new Queue(backend.token, backend.vote, (waiting, trouble, state, trial) => {
-      at('net').textContent = trouble ? `${trouble} \u00b7 ${waiting} answer${waiting === 1 ? '' : 's'} kept here` : '';
+      at('net').textContent = trouble ? `${trouble} \u00b7 ${count(waiting, 'answer')} kept here` : '';
       if (trial) this.gone.add(trial); // also where an older state comes in after this
       if (state) this.state = state;
       if (this.missing) this.missing();

@@ -12,7 +12,9 @@ async function ask(address, body) {
   let content = null;
   try { content = await response.json(); } catch { /* cut off on its way */ }
   if (response.ok && content) return content;
-  const error = new Error(content?.detail || 'the server did not answer');
+  // Too early: votes kept while the connection was lost arrive all at once, and the server takes one each minimum time.
+  const why = response.status === 425 ? 'sending' : content?.detail;
+  const error = new Error(why || 'the server did not answer');
   error.status = response.status;
   error.wait = Number(response.headers.get('retry-after')) || 0;
   error.final = response.status >= 400 && response.status < 500 && ![408, 425, 429].includes(response.status);

@@ -38,8 +38,8 @@ export class View {
   get ratio() { return window.devicePixelRatio || 1; }
 
   get lowest() {
-    const {clientWidth, clientHeight} = this.stages.a;
-    const most = Math.min(clientWidth / this.size.width, clientHeight / this.size.height) * this.ratio;
+    const {width, height} = this.size, stages = Object.values(this.stages); // on a phone the reference's is another
+    const most = Math.min(...stages.map(s => Math.min(s.clientWidth / width, s.clientHeight / height))) * this.ratio;
     return most > 1 ? Math.floor(most) : most;
   }
 
