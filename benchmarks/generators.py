@@ -10,53 +10,75 @@ import torch
 
 from benchmarks.common import Setup
 
-__all__ = ['describe', 'forget', 'load_reward', 'load_seesr', 'picture_side', 'pictures', 'sizes', 'write']
+__all__ = [
+    'HALF',
+    'QUARTER',
+    'describe',
+    'forget',
+    'load_reward',
+    'load_seesr',
+    'picture_side',
+    'pictures',
+    'sizes',
+    'write',
+]
 
 
-def _scaled() -> Any:
-    """A quarter of every width of the released networks, the same layers: 1/16 of the weights; with pictures of half
-    the side also 1/16 of the activations, so that what takes the memory is in proportion.
+QUARTER = 0.25
+"""Of the widths: 1/16 of the weights; with pictures of half the side also 1/16 of the activations."""
+HALF = 0.5
+"""1/4 of the weights; with pictures of 3/4 of the side a little more of the activations (9/32)."""
 
-    The tagger sees 192 px.
-    """
+
+def _scaled(share: float) -> Any:
+    """The released networks with a share of every width, the same layers. The tagger sees 192 px."""
     from finpercep_plugin.cli.tiny.sizes import FULL
+
+    def of(width: int) -> int:
+        return int(share * width)
 
     unet = {
         **FULL.unet,
-        'block_out_channels': [80, 160, 320, 320],
-        'cross_attention_dim': 256,
+        'block_out_channels': list(map(of, FULL.unet['block_out_channels'])),
+        'cross_attention_dim': of(1024),
         'norm_num_groups': 16,
         'attention_head_dim': [5, 10, 20, 20],
     }
-    vae = {**FULL.vae, 'block_out_channels': [32, 64, 128, 128], 'norm_num_groups': 8}
-    text = {**FULL.text, 'hidden_size': 256, 'intermediate_size': 1024, 'num_attention_heads': 4}
+    vae = {**FULL.vae, 'block_out_channels': list(map(of, FULL.vae['block_out_channels'])), 'norm_num_groups': 8}
+    text = {**FULL.text, 'hidden_size': of(1024), 'intermediate_size': of(4096), 'num_attention_heads': of(16)}
     ram = {
         **FULL.ram,
-        'embed_dim': 48,
+        'embed_dim': of(192),
         'num_heads': (2, 4, 8, 16),
         'window_size': 6,
-        'hidden_size': 192,
-        'intermediate_size': 768,
+        'hidden_size': of(768),
+        'intermediate_size': of(3072),
     }
+    conditioning = tuple(map(of, (32, 64, 128, 256)))
     return dataclasses.replace(
-        FULL, unet=unet, vae=vae, text=text, ram=ram, conditioning=(8, 16, 32, 64), image=192, dtype=None
+        FULL, unet=unet, vae=vae, text=text, ram=ram, conditioning=conditioning, image=192, dtype=None
     )
 
 
-def sizes(setup: Setup) -> Any:
-    """Of the networks: tiny where quick, released on a GPU, a quarter of the widths on a CPU."""
+def sizes(setup: Setup, share: float = QUARTER) -> Any:
+    """Of the networks: tiny where quick, released on a GPU, a share of the widths on a CPU."""
     from finpercep_plugin.cli.tiny.sizes import FULL, TINY
 
-    return TINY if setup.quick else FULL if setup.device != 'cpu' else _scaled()
+    return TINY if setup.quick else FULL if setup.device != 'cpu' else _scaled(share)
 
 
-def picture_side(setup: Setup) -> int:
+def picture_side(setup: Setup, share: float = QUARTER) -> int:
     """Of sr, in pixels."""
-    return 128 if setup.quick else 512 if setup.device != 'cpu' else 256
+    return 128 if setup.quick else 512 if setup.device != 'cpu' else {QUARTER: 256, HALF: 384}[share]
 
 
-def write(folder: Path, setup: Setup) -> dict[str, str]:
+def write(folder: Path, setup: Setup, share: float = QUARTER) -> dict[str, str]:
     """Checkpoints in the released layout, and `rm`, an RM_2 of the same proportion.
+
+    Args:
+        folder: for them.
+        setup: of the benchmark.
+        share: of the released widths, on a CPU.
 
     Returns:
         {option of the generator, 'weights' or 'rm': path}.
@@ -65,7 +87,7 @@ def write(folder: Path, setup: Setup) -> dict[str, str]:
     from finpercep_plugin.archs.finpercep_rm_arch import FinPercepRM
     from finpercep_plugin.cli.tiny.seesr import seesr
 
-    made = seesr(folder, setup.seed, sizes(setup))
+    made = seesr(folder, setup.seed, sizes(setup, share))
     torch.manual_seed(setup.seed)
     if setup.quick:
         rm = FinPercepRM(
@@ -74,8 +96,9 @@ def write(folder: Path, setup: Setup) -> dict[str, str]:
     elif setup.device != 'cpu':
         rm = FinPercepRM()
     else:
-        vit = SmallViT(size=224, patch=14, width=256, depth=24, heads=4, stem=0)
-        rm = FinPercepRM(backbone='small', vit=vit, decoder_width=32, adapter_width=16, score_head='residual')
+        width, heads, decoder, adapter = (int(share * full) for full in (1024, 16, 128, 64))
+        vit = SmallViT(size=224, patch=14, width=width, depth=24, heads=heads, stem=0)
+        rm = FinPercepRM(backbone='small', vit=vit, decoder_width=decoder, adapter_width=adapter, score_head='residual')
     with torch.no_grad():  # growth starts from zero layers
         for parameter in rm.parameters():
             parameter += 0.001 * torch.randn(parameter.shape)

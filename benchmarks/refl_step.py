@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import MIB, Result, Setup, figure, in_turn, parameter_bytes, peak_memory
-from benchmarks.generators import describe, forget, load_reward, load_seesr, picture_side, pictures, write
+from benchmarks.generators import HALF, describe, forget, load_reward, load_seesr, picture_side, pictures, write
 from finpercep_plugin.algorithms.refl import ReFL
 from finpercep_plugin.diffusion.prediction import add_noise, to_x0
 from finpercep_plugin.diffusion.steps import step
@@ -33,9 +33,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def run(setup: Setup) -> Result:
     """Time and memory of `OPTIONS` against the plain way."""
-    side, steps = picture_side(setup), 2 if setup.quick else 6
+    side, steps = picture_side(setup, HALF), 2 if setup.quick else 6
     with tempfile.TemporaryDirectory(prefix='bench_refl_') as name:
-        files = write(Path(name), setup)
+        files = write(Path(name), setup, HALF)
         lq, gt = pictures(setup, 1, side)
         works, held = {}, {}
         works[PLAIN], held[PLAIN], sizes = _plain_work(files, setup, lq, gt, steps)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from finpercep_plugin.data import labels
-from finpercep_plugin.data.fgr_format import PARTS, encode_png, sample_key, to_json
+from finpercep_plugin.data.fgr_format import PARTS, FGRError, encode_png, sample_key, to_json
 from finpercep_plugin.data.fgr_options import BuildOptions, Part, build_features, build_segmenter
 from finpercep_plugin.data.masks import draw_mask, wants_segments
 from finpercep_plugin.rng import keyed_numpy
@@ -64,11 +64,17 @@ class Labeller:
         return best
 
     def feature_terms(self, samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        """1 - cos of the features of syn and gt, as stored, of samples (sr, gt, mask): (H, W) uint16 each."""
+        """1 - cos of the features of syn and gt, as stored, of samples (sr, gt, mask): (H, W) uint16 each.
+
+        Raises:
+            FGRError: a feature is not finite.
+        """
         if self.features is None:
             return [np.zeros(mask.shape, np.uint16) for _, _, mask in samples]
         syn = self.features(np.stack([labels.swap(*sample) for sample in samples]))
         truth = self.features(np.stack([gt.astype(np.float32) / 255 for _, gt, _ in samples]))
+        if not (np.isfinite(syn).all() and np.isfinite(truth).all()):
+            raise FGRError('the features have values that are not finite')
         terms = (
             labels.feature_term(a, b, mask.shape, self.features.eps) for a, b, (_, _, mask) in zip(syn, truth, samples)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, ContextManager, Iterable, Iterator, Tuple
@@ -274,7 +275,7 @@ class FinPercepModel(BaseModel):
         for key, value in results.items():
             sign = -1 if (metrics.get(key) or {}).get('better') == 'lower' else 1
             best = self.best_results.setdefault((dataset, key), (value, current_iter))
-            if sign * value > sign * best[0]:
+            if sign * value > sign * best[0] or math.isnan(best[0]):
                 best = self.best_results[dataset, key] = (value, current_iter)
             lines.append(f'\t # {key}: {value:.4f}\tbest: {best[0]:.4f} @ {best[1]} iter')
         if self.opt['rank'] == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -183,7 +184,9 @@ class GeneratorModel(FinPercepModel):
             self.report_panel(name, grid(panel), current_iter, tb_logger, save_img)
 
     def _measure(self, sr: Tensor, gt: Tensor | None, lq: Tensor, prompt: tuple[str, ...]) -> dict[str, float]:
-        """Every metric and reward that this sample has what it takes for: gt, and size."""
+        """Every metric and reward that this sample has what it takes for: gt, and size; NaN of an sr that is not finite."""
+        if not bool(sr.isfinite().all()):
+            return dict.fromkeys((*self.val_options.metrics, *self.heldout), math.nan)
         values = {}
         images = {'img': _bgr(sr[0])} if gt is None else {'img': _bgr(sr[0]), 'img2': _bgr(gt)}
         for key, section in self.val_options.metrics.items():

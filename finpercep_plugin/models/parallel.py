@@ -33,13 +33,9 @@ def check_parallel(opt: Mapping[str, Any]) -> list[str]:
     if train.get('parallel') != 'fsdp':
         return []
     version = tuple(int(part) for part in torch.__version__.split('.')[:2])
-    if version < OLDEST:
-        return [f'$.train.parallel: fsdp needs torch >= {".".join(map(str, OLDEST))}, this is {torch.__version__}']
-    if (train.get('optim_g') or {}).get('type') == 'AdamW8bit':
-        return [
-            '$.train.optim_g.type: AdamW8bit does not know the shards of train.parallel: fsdp; expected AdamW or Adam'
-        ]
-    return []
+    if version >= OLDEST:
+        return []
+    return [f'$.train.parallel: fsdp needs torch >= {".".join(map(str, OLDEST))}, this is {torch.__version__}']
 
 
 def choose(opt: Mapping[str, Any], device: torch.device, precision: Callable[[], ContextManager]) -> Replicated:
@@ -51,7 +47,7 @@ def choose(opt: Mapping[str, Any], device: torch.device, precision: Callable[[],
         precision: makes the context of every forward pass.
     """
     wanted = (opt.get('train') or {}).get('parallel') == 'fsdp' and opt.get('is_train', True)
-    return (Sharded if wanted and opt['dist'] else Replicated)(opt, device, precision)
+    return (Sharded if wanted and opt['world_size'] > 1 else Replicated)(opt, device, precision)
 
 
 class Trained(NamedTuple):

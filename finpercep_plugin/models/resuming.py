@@ -36,7 +36,7 @@ def check_kind(state: Mapping[str, Any], model: str, **more: type) -> None:
         ValueError: it is of another model, or of none of the plugin's.
     """
     check_model(state, model)
-    wanted = more if 'shards' in state else {**_WANTED, **more}  # its tensors are in files of their own
+    wanted = {**_WANTED, **more}
     lacking = [name for name, kind in wanted.items() if not isinstance(state.get(name), kind)]
     if lacking:
         raise ValueError(

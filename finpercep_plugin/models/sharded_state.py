@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import pickle
+import secrets
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from finpercep_plugin.generators.checkpoint import write_weights
 
 __all__ = ['check_shards', 'read_state', 'write_state']
 
 SECTIONS = ('trained', 'ema', 'optimizers')
+PAIR = 'pair'
+"""A number that a file and its folder have in common, and no others."""
 _ALLOWED = {
     'torch': {'Size', 'device', 'strided', *(str(t).rpartition('.')[2] for t in vars(torch).values() if isinstance(t, torch.dtype))},
     'torch.serialization': {'_get_layout'},
     'torch.distributed.checkpoint.filesystem': {'_StorageInfo'},
     'torch.distributed.checkpoint.metadata': {
-        'BytesStorageMetadata',
         'ChunkStorageMetadata',
         'Metadata',
         'MetadataIndex',
@@ -67,9 +72,29 @@ def read_index(folder: Path) -> Metadata:
             index = _Unpickler(stream).load()
     except Exception as error:  # what a cut-off pickle raises is anything
         raise ValueError(f'{file.absolute()} is not a whole, safe index: {error or type(error).__name__}') from error
-    if not isinstance(index, Metadata):
-        raise ValueError(f'{file.absolute()} is no index of tensors, but {type(index).__name__}')
+    if not isinstance(index, Metadata) or not _is_of_tensors(index):
+        raise ValueError(f'{file.absolute()} is no index of tensors')
     return index
+
+
+def _is_of_tensors(index: Metadata) -> bool:
+    """Whether it has tensors alone (torch reads anything else as any pickle), whose parts fill them and lie in the folder."""
+    try:
+        return all(
+            isinstance(entry, TensorStorageMetadata)
+            and sum(math.prod(chunk.sizes) for chunk in entry.chunks) == entry.size.numel()
+            and all(
+                _place(index, key, chunk).length >= math.prod(chunk.sizes) * entry.properties.dtype.itemsize
+                for chunk in entry.chunks
+            )
+            for key, entry in index.state_dict_metadata.items()
+        ) and all(Path(place.relative_path).name == place.relative_path for place in index.storage_data.values())
+    except (AttributeError, KeyError, TypeError):
+        return False
+
+
+def _place(index: Metadata, key: str, chunk: Any) -> Any:
+    return index.storage_data[MetadataIndex(key, chunk.offsets)]
 
 
 def check_shards(folder: Path) -> None:
@@ -79,7 +104,7 @@ def check_shards(folder: Path) -> None:
         ValueError: as `read_index`; a file is missing or cut off.
     """
     ends: dict[str, int] = {}
-    for place in (read_index(folder).storage_data or {}).values():
+    for place in read_index(folder).storage_data.values():
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
     for name, end in ends.items():
         file = folder / name
@@ -96,23 +121,37 @@ def write_state(state: dict[str, Any], path: Path) -> None:
     Args:
         state: of `FinPercepModel.training_state`.
         path: of the file.
+
+    Raises:
+        OSError: it cannot be written; what was there before is there still.
     """
     rest, tensors = _split(state)
     first = dist.get_rank() == 0
-    folder = path.with_name(f'{path.stem}.{_broadcast(_free_number(path) if first else 0)}.shards')
-    unfinished = path.with_name(f'{path.stem}.shards.tmp')
+    number, pair = _broadcast((_free_number(path), secrets.randbits(62)) if first else (0, 0))
+    folder, unfinished = path.with_name(f'{path.stem}.{number}.shards'), path.with_name(f'{path.stem}.shards.tmp')
     if first:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _remove(unfinished)
         unfinished.mkdir(parents=True)
     dist.barrier()
-    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(unfinished, sync_files=True))
+    try:
+        with _one_line(OSError, f'{path}: its tensors cannot be written'):
+            writer = dcp.FileSystemWriter(unfinished, sync_files=True)
+            dcp.save({**tensors, PAIR: torch.tensor(pair)}, storage_writer=writer)
+        if first:
+            os.replace(unfinished, folder)
+            write_weights({**rest, 'shards': folder.name, PAIR: pair}, path)
+    except OSError:
+        if first:
+            _remove(unfinished, folder)
+        raise
     if first:
-        os.replace(unfinished, folder)
-        write_weights({**rest, 'shards': folder.name}, path)
-        for old in path.parent.glob(f'{path.stem}.*.shards'):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
+        _remove(*(old for old in path.parent.glob(f'{path.stem}.*.shards') if old != folder))
     dist.barrier()
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_number(path: Path) -> int:
@@ -120,10 +159,24 @@ def _free_number(path: Path) -> int:
     return next(n for n in range(len(taken) + 1) if f'{path.stem}.{n}.shards' not in taken)
 
 
-def _broadcast(number: int) -> int:
-    box = [number]
+def _broadcast(numbers: tuple[int, int]) -> tuple[int, int]:
+    box = [numbers]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+@contextlib.contextmanager
+def _one_line(kind: type[Exception], text: str) -> Iterator[None]:
+    """
+    Raises:
+        kind: what failed inside on any process, which torch tells by the tracebacks of all, and not as an Exception.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        causes = (cause for cause, _ in error.failures.values())
+        lines = (str(cause).strip().splitlines() or [type(cause).__name__] for cause in causes)
+        raise kind(f'{text}: {next(lines)[0]}') from error
 
 
 def read_state(
@@ -138,16 +191,23 @@ def read_state(
         alone: every process reads for itself; else all take part.
 
     Raises:
-        ValueError: see `check_shards`.
+        ValueError: see `check_shards`; or it was written with another file.
     """
     place = folder / state['shards']
     check_shards(place)
     found = read_index(place).state_dict_metadata
-    tensors = {key: empty(tuple(key.split('/')), entry.size).to(entry.properties.dtype) for key, entry in found.items()}
-    with warnings.catch_warnings():
+    tensors = {
+        key: empty(tuple(key.split('/')), entry.size).to(entry.properties.dtype)
+        for key, entry in found.items()
+        if key != PAIR
+    }
+    pair = torch.zeros((), dtype=torch.int64)
+    with warnings.catch_warnings(), _one_line(ValueError, f'{place.absolute()} cannot be read'):
         warnings.filterwarnings('ignore', 'torch.distributed is disabled')
-        dcp.load(tensors, storage_reader=_Reader(place), no_dist=alone)
-    return _joined(state, tensors)
+        dcp.load({**tensors, PAIR: pair}, storage_reader=_Reader(place), no_dist=alone)
+    if int(pair) != state[PAIR]:
+        raise ValueError(f'{place.absolute()} was not written with this state, but with another')
+    return _joined({key: value for key, value in state.items() if key != PAIR}, tensors)
 
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

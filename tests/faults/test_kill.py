@@ -21,9 +21,16 @@ from tests.models.test_kill_inside_iteration import same
 from tests.scoring.test_processes import COUNT, FORMATS, SLOW, command, entries
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-KILLS = {'rm': 15, 'refl': 15, 'dpo': 15, 'grpo': 15, 'rfsr': 15, 'build': 10, 'score': 10}
-"""How often each is killed; with the server of a study, in test_kill_study.py, 100 times in all."""
-NAMES = {'rm': 'training of a FinPercep-RM', 'refl': 'ReFL', 'dpo': 'DPO', 'grpo': 'GRPO', 'rfsr': 'RFSR'}
+KILLS = {'rm': 15, 'diffusion': 15, 'refl': 15, 'dpo': 15, 'grpo': 15, 'rfsr': 15, 'build': 15, 'score': 15}
+"""How often each is killed."""
+NAMES = {
+    'rm': 'training of a FinPercep-RM',
+    'diffusion': 'supervised training of a generator',
+    'refl': 'ReFL',
+    'dpo': 'DPO',
+    'grpo': 'GRPO',
+    'rfsr': 'RFSR',
+}
 
 
 @dataclasses.dataclass
@@ -77,9 +84,11 @@ def survive(forks, told, name, seed, victim, kills):
 
 
 def states(folder):
-    """{file: content} of the training states of a run."""
-    files = sorted((folder / 'experiments').glob('*/training_states/*.state'))
-    return {file.name: torch.load(file, weights_only=True) for file in files}
+    """{file: content} of the training states and weights of a run."""
+    files = [
+        f for kind in ('training_states/*.state', 'models/*.pth') for f in (folder / 'experiments').glob(f'*/{kind}')
+    ]
+    return {file.name: torch.load(file, weights_only=True) for file in sorted(files)}
 
 
 def weights(folder):
@@ -92,14 +101,14 @@ def weights(folder):
 def test_training(options, forks, told, seed, tmp_path, kind):
     opt = options(kind)
     opt['train']['total_iter'], opt['logger']['save_checkpoint_freq'], opt['val'] = 18, 2, None
-    if kind != 'rm':
+    if kind not in ('rm', 'diffusion'):
         opt['train'] |= {'ccl': {'stages': [6, 6, 6], 'calibration': 6}, 'monitor': {'every': 6, 'samples': 4}}
     (tmp_path / 'opt.yml').write_text(yaml.safe_dump(opt, sort_keys=False))
     command = ('finpercep_plugin.train', '-opt', tmp_path / 'opt.yml', '--auto_resume')
     (tmp_path / 'whole').mkdir()
     seconds = forks.run(*command, cwd=tmp_path / 'whole', log=tmp_path / 'log')
     whole = states(tmp_path / 'whole')
-    assert len(whole) == 9
+    assert sum(name.endswith('.state') for name in whole) == 9
     victim = Victim(command, tmp_path / 'broken', seconds, states, whole, weights, weights(tmp_path / 'whole'))
     survive(forks, told, NAMES[kind], seed, victim, KILLS[kind])
 

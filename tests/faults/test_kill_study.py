@@ -19,7 +19,7 @@ from finpercep_plugin.images import write_png
 from tests.faults.forks import Forks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-KILLS, RATERS = 5, 3
+KILLS, RATERS = 10, 3
 COMMAND = 'finpercep_plugin.cli.user_study'
 
 

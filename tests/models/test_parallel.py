@@ -17,7 +17,7 @@ pytest.importorskip('basicsr')
 pytest.importorskip('diffusers')
 from finpercep_plugin.cli.tiny_checkpoints import write  # noqa: E402
 from finpercep_plugin.config import ConfigError  # noqa: E402
-from finpercep_plugin.models.parallel import check_parallel  # noqa: E402
+from finpercep_plugin.models.parallel import check_parallel, choose  # noqa: E402
 from finpercep_plugin.models.sharded_state import read_state  # noqa: E402
 from finpercep_plugin.report.experiment.events import read_scalars  # noqa: E402
 from finpercep_plugin.train import train_pipeline  # noqa: E402
@@ -169,6 +169,37 @@ def test_resumes_on_another_number_of_processes(case_options, python, tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all(case_options, python):
+    names = ['spoilt_ddp', 'spoilt_fsdp']
+    opts = [{**case_options('tiny diffusion', name[7:], grad_clip=None), 'name': name} for name in names]
+    for opt in opts:
+        opt['datasets']['val']['limit'] = 1  # which leaves a process without a picture
+    run(python, opts, 600)
+    for name in names:
+        assert state(name, 4)['bad_steps'] == 1 and state(name, 2)['bad_steps'] == 0
+        steps = {float(value) for key, value in moments(state(name, 4)).items() if key.endswith('.step')}
+        assert steps == {3.0}
+    assert furthest(*(state(name, 4)['trained'] for name in names)) < 1e-5
+    validated = [read_scalars(Path('tb_logger') / name)['metrics/val/psnr'][1] for name in names]
+    assert validated[1] == pytest.approx(validated[0], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_reward_models_grow_on_what_a_sharded_generator_makes(growing, python):
+    opts = []
+    for parallel in ('ddp', 'fsdp'):
+        opts.append({**growing('refl'), 'name': f'growing_{parallel}'})
+        opts[-1]['datasets']['train']['batch_size_per_gpu'] = 2
+        opts[-1]['train'] |= {'parallel': parallel, 'monitor': {'every': 0}}
+    run(python, opts, 1400)
+    one, other = (state(opt['name'], 4) for opt in opts)
+    assert set(one['grown']) == set(other['grown']) == {1, 2} and other['ccl']['stage'] == one['ccl']['stage']
+    assert furthest(one['trained'], other['trained']) < 1e-5
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path('/proc/self/task').is_dir(), reason='finds the processes in /proc')
 @pytest.mark.parametrize('sign', ['SIGKILL', 'SIGSTOP'])
@@ -209,6 +240,9 @@ def test_a_process_alone_has_nothing_to_shard(options, tmp_path):
     opt['val'], opt['train']['monitor'] = None, {'every': 0}
     model = train_pipeline(str(tmp_path), opt)
     assert not model.parallel.sharded and type(next(iter(model.trained.values()))) is torch.nn.Parameter
+    for world_size, sharded in ((1, False), (2, True)):  # also where a launcher started it
+        started = {'train': {'parallel': 'fsdp'}, 'dist': True, 'rank': 0, 'world_size': world_size}
+        assert choose(started, torch.device('cpu'), torch.no_grad).sharded == sharded
 
 
 @pytest.mark.parametrize('kind, wrong', [('rm', 'parallel'), ('refl', 'parallel'), ('refl', 'optim_g.type')])
@@ -217,5 +251,6 @@ def test_what_cannot_be_sharded_is_refused(options, kind, wrong):
     opt['train']['parallel'] = 'fsdp2' if (kind, wrong) == ('refl', 'parallel') else 'fsdp'
     if wrong != 'parallel':
         opt['train']['optim_g']['type'] = 'AdamW8bit'
-    with pytest.raises(ConfigError, match=rf'\$\.train\.{wrong}'):
+    with pytest.raises(ConfigError, match=rf'\$\.train(\.|: ){wrong}') as refused:
         train_pipeline('.', opt)
+    assert len(refused.value.problems) == 1

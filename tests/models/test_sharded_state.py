@@ -2,10 +2,12 @@
 
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from finpercep_plugin.config import ConfigError
 from finpercep_plugin.integrations.checkpoints import load_resume_state, remove_leftovers
@@ -26,15 +28,18 @@ def state(value: float) -> dict:
 
 
 @pytest.fixture
-def written(tmp_path):
-    """The file of a state, written twice."""
+def group(tmp_path):
     dist.init_process_group('gloo', init_method=f'file://{tmp_path / "store"}', rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def written(tmp_path, group):
+    """The file of a state, written twice."""
     file = tmp_path / 'training_states/4.state'
-    try:
-        write_state(state(1.0), file)
-        write_state(state(5.0), file)
-    finally:
-        dist.destroy_process_group()
+    write_state(state(1.0), file)
+    write_state(state(5.0), file)
     return file
 
 
@@ -101,6 +106,84 @@ def test_what_is_damaged_or_foreign_is_refused_and_named(written, damage, tmp_pa
     with pytest.raises(ConfigError, match=named):
         load_resume_state(opt_of(written))
     assert not (tmp_path / 'sprung').exists()
+
+
+def altered(folder, change) -> None:
+    index = pickle.loads((folder / '.metadata').read_bytes())
+    change(index, next(key for key in index.storage_data if key.fqn == 'trained/a.weight'))
+    (folder / '.metadata').write_bytes(pickle.dumps(index))
+
+
+@pytest.mark.parametrize('change', ['bytes', 'huge', 'large', 'outside', 'no place'])
+def test_an_index_of_other_things_than_the_tensors_of_its_folder_is_refused(written, change):
+    """torch opens what is marked as bytes without any care, and makes tensors as large as the index says."""
+
+    def alter(index, key):
+        entry = index.state_dict_metadata['trained/a.weight']
+        if change == 'bytes':
+            index.state_dict_metadata['trained/a.weight'] = BytesStorageMetadata()
+        elif change == 'huge':
+            entry.size = torch.Size([10**9, 10**9])
+        elif change == 'large':
+            entry.size = entry.chunks[0].sizes = torch.Size([10**9, 10**9])
+        elif change == 'outside':
+            index.storage_data[key].relative_path = '../4.state'
+        else:
+            del index.storage_data[key]
+
+    altered(written.parent / '4.1.shards', alter)
+    with pytest.raises(ConfigError, match=r'\.metadata') as refused:
+        load_resume_state(opt_of(written))
+    assert len(str(refused.value).splitlines()) == 1
+    with pytest.raises(ValueError, match=r'\.metadata'):
+        read(written)
+
+
+@pytest.mark.parametrize('content', ['nothing', 'trap'])
+def test_files_with_another_content_are_refused_in_one_line(written, content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = written.parent / '4.1.shards'
+    file = next(folder.glob('*.distcp'))
+    if content == 'nothing':
+        file.write_bytes(bytes(file.stat().st_size))
+    else:
+
+        def alter(index, key):
+            trap = tmp_path / 'trap'
+            torch.save(Trap(), trap)
+            place = index.storage_data[key]
+            place.offset, place.length = file.stat().st_size, trap.stat().st_size
+            file.write_bytes(file.read_bytes() + trap.read_bytes())
+
+        altered(folder, alter)
+    with pytest.raises(ValueError, match='4.1.shards cannot be read: ') as refused:
+        read(written)
+    assert len(str(refused.value).splitlines()) == 1 and not (tmp_path / 'sprung').exists()
+
+
+def test_the_folder_of_another_state_is_refused(written):
+    other = written.with_name('6.state')
+    write_state(state(7.0), other)
+    shutil.rmtree(written.parent / '4.1.shards')
+    (written.parent / '6.0.shards').rename(written.parent / '4.1.shards')
+    with pytest.raises(ValueError, match='4.1.shards was not written with this state'):
+        read(written)
+
+
+def test_a_full_disk_leaves_the_state_before_it(written):
+    """Files may not grow beyond 600 bytes."""
+    resource = pytest.importorskip('resource')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+    try:
+        with pytest.raises(OSError, match='4.state: its tensors cannot be written: ') as refused:
+            write_state(state(7.0), written)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(str(refused.value).splitlines()) == 1
+    assert sorted(p.name for p in written.parent.iterdir()) == ['4.1.shards', '4.state'] and same(
+        read(written), state(5.0)
+    )
 
 
 def test_what_a_killed_run_left_is_removed(written):

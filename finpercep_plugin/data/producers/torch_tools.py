@@ -62,7 +62,13 @@ def to_tensor(image: np.ndarray, device: str = 'cpu') -> Tensor:
 
 
 def to_pictures(images: Tensor) -> list[np.ndarray]:
-    """(B, 3, H, W) -> B arrays (H, W, 3) uint8, clipped."""
+    """(B, 3, H, W) -> B arrays (H, W, 3) uint8, clipped.
+
+    Raises:
+        ValueError: a value that is not finite.
+    """
+    if not bool(images.isfinite().all()):
+        raise ValueError('it gave values that are not finite')
     array = images.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return list(array)
 

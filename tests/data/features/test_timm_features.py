@@ -147,7 +147,7 @@ def test_a_damaged_file_and_one_with_code_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r'weights: .*x.safetensors cannot be loaded into resnet18'):
         build(FEATURES, {'type': 'timm', 'model': 'resnet18', 'weights': str(tmp_path / 'x.safetensors')}, '$.feature')
     torch.save({'state_dict': network}, tmp_path / 'x.pth')
-    with pytest.raises(ConfigError, match=r'x.pth cannot be loaded into resnet18 \(.*[wW]eights.only'):
+    with pytest.raises(ConfigError, match=r'x.pth cannot be loaded into resnet18 \(.*it holds more than tensors'):
         build(FEATURES, {'type': 'timm', 'model': 'resnet18', 'weights': str(tmp_path / 'x.pth')}, '$.feature')
 
 
