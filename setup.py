@@ -43,6 +43,7 @@ FGR = [
     'transformers>=4.35',
     'scikit-image',
 ]  # DINOv3 came with timm 1.0.20
+EIGHT_BIT = ['bitsandbytes']
 RAY = ['ray[data]']
 STUDY = ['fastapi>=0.110', 'uvicorn>=0.27', 'matplotlib', 'scipy', 'krippendorff']
 TESTS = [
@@ -58,6 +59,7 @@ TESTS = [
     'pytorch_wavelets',
     'httpx',  # the test client of the user study
     'choix',
+    'hypothesis',
     'schemathesis>=4',
     'playwright',
 ]
@@ -92,10 +94,11 @@ setup(
         'generators': GENERATORS,
         'basicsr': BASICSR,
         'fgr': FGR,
+        '8bit': EIGHT_BIT,
         'ray': RAY,
         'study': STUDY,
         'replication': [*BASICSR, 'matplotlib'],
-        'dev': [*BASICSR, *GENERATORS, *FGR, *STUDY, *TESTS],
+        'dev': [*BASICSR, *GENERATORS, *FGR, *STUDY, *EIGHT_BIT, *TESTS],
     },
     entry_points={
         'console_scripts': [
@@ -113,6 +116,7 @@ setup(
             'finpercep-user-study = finpercep_plugin.cli.user_study:main',
             'finpercep-quickstart = finpercep_plugin.cli.quickstart:main',
             'finpercep-tiny-checkpoints = finpercep_plugin.cli.tiny_checkpoints:main',
+            'finpercep-memory-table = finpercep_plugin.cli.memory_table:main',
             'finpercep-options = finpercep_plugin.cli.options:main',
         ]
     },

@@ -14,6 +14,7 @@ __all__ = [
     'Result',
     'Series',
     'Setup',
+    'clock',
     'figure',
     'find_photos',
     'in_turn',

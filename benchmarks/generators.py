@@ -27,7 +27,7 @@ __all__ = [
 QUARTER = 0.25
 """Of the widths: 1/16 of the weights; with pictures of half the side also 1/16 of the activations."""
 HALF = 0.5
-"""1/4 of the weights; with pictures of 3/4 of the side a little more of the activations (9/32)."""
+"""1/4 of the weights; with pictures of half the side 1/8 of the activations."""
 
 
 def _scaled(share: float) -> Any:
@@ -67,9 +67,9 @@ def sizes(setup: Setup, share: float = QUARTER) -> Any:
     return TINY if setup.quick else FULL if setup.device != 'cpu' else _scaled(share)
 
 
-def picture_side(setup: Setup, share: float = QUARTER) -> int:
+def picture_side(setup: Setup) -> int:
     """Of sr, in pixels."""
-    return 128 if setup.quick else 512 if setup.device != 'cpu' else {QUARTER: 256, HALF: 384}[share]
+    return 128 if setup.quick else 512 if setup.device != 'cpu' else 256
 
 
 def write(folder: Path, setup: Setup, share: float = QUARTER) -> dict[str, str]:

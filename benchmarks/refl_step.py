@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 import tempfile
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import MIB, Result, Setup, figure, in_turn, parameter_bytes, peak_memory
+from benchmarks.common import MIB, Result, Setup, clock, figure, parameter_bytes, peak_memory
 from benchmarks.generators import HALF, describe, forget, load_reward, load_seesr, picture_side, pictures, write
 from finpercep_plugin.algorithms.refl import ReFL
 from finpercep_plugin.diffusion.prediction import add_noise, to_x0
@@ -21,7 +23,7 @@ from finpercep_plugin.rollout import no_gradient
 TITLE = 'One ReFL step'
 WORDS = """An iteration: conditions of a new lq, rollout without gradient, one step with gradient, decode, reward, noise-prediction loss, backward, AdamW. The plain way (written in benchmarks/refl_step.py): float32, nothing recomputed,
 the whole picture decoded and rewarded, a second copy of the network as the reference. *Equal memory options*: nothing recomputed and the whole picture, so only the precision (with `channels_last`) and the missing copy differ. *All options*: also checkpointing of generator,
-VAE and reward, and a decoded square of half the side. Memory is weights and moments plus the peak of the step above them."""
+VAE and reward, and a decoded square of half the side. On a CPU the networks have half of the released widths. Memory is weights and moments plus the peak of the step above them."""
 
 PLAIN = 'the plain way'
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -31,21 +33,30 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+class Iteration(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        work: one iteration.
+        held: bytes between two.
+        sizes: for the page.
+    """
+
+    work: Callable[[], None]
+    held: Callable[[], int]
+    sizes: str
+
+
 def run(setup: Setup) -> Result:
     """Time and memory of `OPTIONS` against the plain way."""
-    side, steps = picture_side(setup, HALF), 2 if setup.quick else 6
+    side, steps = picture_side(setup), 2 if setup.quick else 6
     with tempfile.TemporaryDirectory(prefix='bench_refl_') as name:
         files = write(Path(name), setup, HALF)
         lq, gt = pictures(setup, 1, side)
-        works, held = {}, {}
-        works[PLAIN], held[PLAIN], sizes = _plain_work(files, setup, lq, gt, steps)
-        for name, options in OPTIONS.items():
-            works[name], held[name] = _work(files, setup, lq, gt, steps, **options)
-    peaks = {}
-    for name, work in works.items():
-        work()  # the first makes the optimiser's moments
-        peaks[name] = (held[name]() + peak_memory(work, setup.device)) / MIB
-    seconds = in_turn(works, max(1, setup.rounds - 1), setup.device, warm=False)  # the passes above have warmed up
+        makers: dict[str, Callable[[], Iteration]] = {PLAIN: lambda: _plain_work(files, setup, lq, gt, steps)}
+        for label, options in OPTIONS.items():
+            makers[label] = functools.partial(_work, files, setup, lq, gt, steps, **options)
+        seconds, peaks, sizes = _alone(makers, max(1, setup.rounds - 1), setup)
     figures = []
     for name in OPTIONS:
         time_goal = '<= 0.8' if name == 'bfloat16, equal memory options' else ''
@@ -53,6 +64,27 @@ def run(setup: Setup) -> Result:
         figures.append(figure(f'{name}: time', PLAIN, seconds[name], seconds[PLAIN], goal=time_goal))
         figures.append(figure(f'{name}: peak memory', PLAIN, [peaks[name]], [peaks[PLAIN]], 'MiB', memory_goal))
     return Result(figures, sizes=f'{sizes}, rollout of {steps - 1} steps before the one with gradient')
+
+
+def _alone(
+    makers: dict[str, Callable[[], Iteration]], rounds: int, setup: Setup
+) -> tuple[dict[str, list[float]], dict[str, float], str]:
+    """Seconds by round, every other one backwards, and MiB; one at a time is in memory."""
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    peaks, sizes = {}, ''
+    for number in range(rounds):
+        for name in list(makers)[:: -1 if number % 2 else 1]:
+            one = makers[name]()
+            one.work()  # warms up, and makes the optimiser's moments
+            if not number:
+                peaks[name] = (one.held() + peak_memory(one.work, setup.device)) / MIB
+            begin = clock(setup.device)
+            one.work()
+            seconds[name].append(clock(setup.device) - begin)
+            sizes = one.sizes
+            del one
+            gc.collect()
+    return seconds, peaks, sizes
 
 
 def _work(
@@ -64,8 +96,8 @@ def _work(
     bf16: bool = False,
     half: bool = False,
     checkpointing: bool = False,
-) -> tuple[Callable[[], None], Callable[[], int]]:
-    """An iteration by the package, and the bytes that are held between two."""
+) -> Iteration:
+    """By the package."""
     generator = load_seesr(files, setup, bf16, channels_last=bf16, checkpointing=checkpointing)
     reward = load_reward(files, setup, bf16, checkpointing)
     algorithm = ReFL(steps - 1, steps - 1, steps=steps, decode_size=lq.shape[-1] * 2 if half else None)
@@ -78,12 +110,13 @@ def _work(
             loss, _ = next(update)
         _update(optimiser, loss)
 
-    return work, lambda: parameter_bytes(generator, reward) + _training_bytes(optimiser)
+    def held() -> int:
+        return parameter_bytes(generator, reward) + _training_bytes(optimiser)
+
+    return Iteration(work, held, describe(generator, reward, gt.shape[-1]))
 
 
-def _plain_work(
-    files: dict[str, str], setup: Setup, lq: torch.Tensor, gt: torch.Tensor, steps: int
-) -> tuple[Callable[[], None], Callable[[], int], str]:
+def _plain_work(files: dict[str, str], setup: Setup, lq: torch.Tensor, gt: torch.Tensor, steps: int) -> Iteration:
     generator, reward = load_seesr(files, setup, checkpointing=False), load_reward(files, setup)
     reference = copy.deepcopy(generator.network).requires_grad_(False)
     optimiser = torch.optim.AdamW([p for p in generator.parameters() if p.requires_grad], lr=1e-6)
@@ -95,7 +128,7 @@ def _plain_work(
     def held() -> int:
         return parameter_bytes(generator, reward, reference) + _training_bytes(optimiser)
 
-    return work, held, describe(generator, reward, gt.shape[-1])
+    return Iteration(work, held, describe(generator, reward, gt.shape[-1]))
 
 
 def _training_bytes(optimiser: torch.optim.Optimizer) -> int:

@@ -173,7 +173,7 @@ def _check_component(path: tuple[str, ...], section: Mapping[str, Any], training
         if not wrong and training and kind == 'LOSSES' and hasattr(found, 'check'):
             wrong = collect(lambda: found.check(arguments(found, rest, where), where))
         problems += wrong
-    elif kind == 'METRICS':
+    elif kind == 'METRICS' or not any(p.kind == p.VAR_KEYWORD for p in inspect.signature(found).parameters.values()):
         problems += _unknown(section, where, {'type', 'better', *inspect.signature(found).parameters}, found)
     return problems
 
@@ -182,16 +182,16 @@ def _check_component(path: tuple[str, ...], section: Mapping[str, Any], training
 
 
 def _unknown(section: Mapping[str, Any], path: str, known: set[str], reader: Any) -> list[str]:
-    """Keys that neither the table nor the source of `reader` names: an error, but for foreign readers only where it
-    looks like a slip.
+    """Keys that neither the table nor, if it is not ours, the source of `reader` names: an error, but for foreign
+    readers only where it looks like a slip.
     """
     problems = []
-    source = _source(reader)
+    module = getattr(reader, '__module__', '').partition('.')[0]
+    source = '' if module == 'finpercep_plugin' else _source(reader)
     for key in section:
         if key in known or (key and (f"'{key}'" in source or f'"{key}"' in source)):
             continue
-        strict = getattr(reader, '__module__', '').partition('.')[0] in ('basicsr', 'finpercep_plugin')
-        if strict or difflib.get_close_matches(str(key), known, n=1, cutoff=0.75):
+        if module in ('basicsr', 'finpercep_plugin') or difflib.get_close_matches(str(key), known, n=1, cutoff=0.75):
             problems.append(f'{path}.{key}: unknown key{nearest(key, known)}')
         else:
             _log.warning(

@@ -17,6 +17,9 @@ PAGES = [
     'docs/replication.md',
     'docs/bad_input.md',
     'docs/user_study.md',
+    'docs/parallel.md',
+    'docs/performance.md',
+    'docs/faults.md',
 ]
 
 

@@ -71,7 +71,7 @@ def test_requirements_are_floors(wheel):
 def test_console_scripts_exist():
     text = (ROOT / 'setup.py').read_text()
     scripts = re.findall(r"'(finpercep-[\w-]+) = ([\w.]+):(\w+)'", text)
-    assert len(scripts) == 15
+    assert len(scripts) == 16
     for _, module, function in scripts:
         assert callable(getattr(importlib.import_module(module), function))
 

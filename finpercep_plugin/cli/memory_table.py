@@ -1,10 +1,10 @@
-"""finpercep-memory-table: what a training step of the released generators takes, in GiB, for several settings, without a GPU
-and without weights.
+"""finpercep-memory-table: what a training step of the released generators takes, in GiB, for several settings, without
+a GPU and without weights.
 
 The networks are built at their released sizes with tensors that have shapes and no values. One step runs on them: the
-network, without guidance, the VAE's decoder, and the backward pass; what is alive is counted. A cell of a precision says
-what the forward pass leaves for the backward pass / the most that is alive, less weights and gradients. Weights: those of
-the network, which fsdp shards, + the VAE's.
+network, without guidance, the VAE's decoder, and the backward pass; what is alive is counted. A cell of a precision
+says what the forward pass leaves for the backward pass / the most that is alive, less weights and gradients. Weights:
+those of the network, which fsdp shards, + the VAE's.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _inputs(
 
 
 def _table(args: argparse.Namespace) -> Iterator[str]:
-    """Lines: a row for each generator, side, batch and choice of what trains; a column for each precision and checkpointing."""
+    """Lines: a row for each generator, side, batch and what trains; a column for each precision and checkpointing."""
     columns = list(itertools.product(args.precision, args.checkpointing))
     heads = [
         'generator',

@@ -28,7 +28,8 @@ def check(opt: Mapping[str, Any]) -> list[str]:
         return check_rl(opt, 'DPO')
     rewarded = opt.get('reward') is not None
     problems = check_rl(opt, 'DPO', _stored_pairs, rewarded)
-    given = ((opt.get('train') or {}).get('algorithm') or {}).keys()
+    section = (opt.get('train') or {}).get('algorithm')
+    given = section if isinstance(section, Mapping) else {}
     problems += [f'$.train.algorithm.{key}: {STORE} has pairs already; leave it out' for key in ONLINE if key in given]
     return problems or (_check_gt(opt) if rewarded else _check_unrewarded(opt))
 

@@ -17,10 +17,10 @@ DONE = 2**31 - 1
 class Lockstep:
     """Keeps the processes that share a network together, one call after the other.
 
-    Each call of a sharded network gathers its parameters, for which all processes are needed. Within `uneven`, a process
+    Each call of a sharded network gathers its parameters, for which all processes are needed. Within `uneven`, one
     that has none to make repeats one of its own, whose result nobody sees, until all are done. A network with several
-    entries, told apart by a first argument that is a string, goes through those that all can take part in first: the one
-    that was used first.
+    entries, told apart by a first argument that is a string, goes first through those that all can take part in: those
+    used first.
 
     Args:
         network: is called through its `forward`; within `uneven`, without gradient.

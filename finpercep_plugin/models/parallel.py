@@ -1,7 +1,8 @@
 """How the processes of a run share the work on a model: each with the whole network, or each with a part of it.
 
-`train.parallel` chooses. `Replicated` is 'ddp', and a process alone; `Sharded` is 'fsdp'. Both average gradients once per
-update; neither wraps the network, which a generator calls as often as it likes.
+`train.parallel` chooses. `Replicated` is 'ddp', and a process alone; it averages gradients once per update. `Sharded`
+is 'fsdp', and averages them in every backward pass. Neither wraps the network, which a generator calls as often as it
+likes.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class Replicated:
 class Sharded(Replicated):
     """Every process holds a part of each parameter of a generator's network, its gradient, EMA and optimiser state.
 
-    The rest, VAE and text encoders and rewards, is whole everywhere. Processes read the same files, from which all start.
+    The rest, VAE and text encoders and rewards, is whole everywhere. All start from the same files, which each reads.
     """
 
     sharded = True

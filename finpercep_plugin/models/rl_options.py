@@ -81,9 +81,10 @@ def check_rl(
     if not opt.get('is_train', True):
         return problems
     train = opt.get('train') or {}
+    section = train.get('algorithm') or {}
     problems += collect(
         lambda: parse(RLTrainOptions, train, '$.train'),
-        lambda: make(train.get('algorithm') or {}, kind),
+        lambda: make(section, kind) if isinstance(section, Mapping) else None,  # which the first one has told
     )
     problems += check_parallel(opt) + (check_reward(opt.get('reward'), '$.reward') if rewarded else [])
     if problems:
@@ -121,6 +122,8 @@ def _check_generator(opt: Mapping[str, Any], algorithm: Any) -> list[str]:
     """Whether the algorithm's settings fit the generator."""
     try:
         algorithm.check(build_generator({**opt['generator'], 'weights': None}))
+    except ConfigError as error:
+        return error.problems
     except ValueError as error:
         return [f'$.train.algorithm: {error}']
     return []

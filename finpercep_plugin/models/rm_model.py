@@ -53,6 +53,8 @@ class RMTrainOptions(TrainOptions):
 def check(opt: Mapping[str, Any]) -> list[str]:
     """What is wrong with the model's sections, one line a problem."""
     section = opt.get('network_g') or {}
+    if not isinstance(section, Mapping):
+        return [f'$.network_g: expected a section (mapping), got {section!r:.80}']
     network = {k: v for k, v in section.items() if k != 'type'}
     train, path = opt.get('train') or {}, opt.get('path', {}).get('pretrain_network_g')
     steps = [lambda: arguments(FinPercepRM, network, '$.network_g'), lambda: parse(ValOptions, opt.get('val'), '$.val')]

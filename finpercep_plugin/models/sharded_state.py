@@ -27,7 +27,7 @@ SECTIONS = ('trained', 'ema', 'optimizers')
 PAIR = 'pair'
 """A number that a file and its folder have in common, and no others."""
 _ALLOWED = {
-    'torch': {'Size', 'device', 'strided', *(str(t).rpartition('.')[2] for t in vars(torch).values() if isinstance(t, torch.dtype))},
+    'torch': {'Size', 'device', 'strided'} | {str(t)[6:] for t in vars(torch).values() if isinstance(t, torch.dtype)},
     'torch.serialization': {'_get_layout'},
     'torch.distributed.checkpoint.filesystem': {'_StorageInfo'},
     'torch.distributed.checkpoint.metadata': {
@@ -78,7 +78,7 @@ def read_index(folder: Path) -> Metadata:
 
 
 def _is_of_tensors(index: Metadata) -> bool:
-    """Whether it has tensors alone (torch reads anything else as any pickle), whose parts fill them and lie in the folder."""
+    """Whether it has tensors alone, whose parts fill them and are in the folder; torch reads all else as any pickle."""
     try:
         return all(
             isinstance(entry, TensorStorageMetadata)
@@ -205,7 +205,7 @@ def read_state(
     with warnings.catch_warnings(), _one_line(ValueError, f'{place.absolute()} cannot be read'):
         warnings.filterwarnings('ignore', 'torch.distributed is disabled')
         dcp.load({**tensors, PAIR: pair}, storage_reader=_Reader(place), no_dist=alone)
-    if int(pair) != state[PAIR]:
+    if int(pair) != state.get(PAIR):
         raise ValueError(f'{place.absolute()} was not written with this state, but with another')
     return _joined({key: value for key, value in state.items() if key != PAIR}, tensors)
 

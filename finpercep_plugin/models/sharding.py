@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_map
 __all__ = ['fitting', 'shard', 'sharded_units', 'whole']
 
 SHARE = 8
-"""Without a list of its own, a network is gathered in modules of at most this part of it, and at least an eighth of that."""
+"""Without a list of its own, a network is gathered in modules of an eighth of it at the most, an eighth of that at the
+least.
+"""
 
 
 def sharded_units(network: nn.Module, patterns: Sequence[str] | None) -> list[str]:
@@ -76,7 +78,7 @@ def shard(network: nn.Module, patterns: Sequence[str] | None, device: torch.devi
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     units = sharded_units(network, patterns)
-    # No `param_dtype`, which would round norms and timesteps too: autocast casts, and frozen weights are held in bfloat16.
+    # No `param_dtype`, which would round norms and timesteps too: autocast casts, and frozen weights are in bfloat16.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     options = {
         'mesh': init_device_mesh(device.type, (dist.get_world_size(),)),

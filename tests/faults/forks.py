@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -38,14 +39,22 @@ class Forks:
         self._server = subprocess.Popen(command, env=environment, bufsize=0, **pipes)
         self._lines: list[str] = []
         self._partial = b''
+        self._running = False
         self.pid = 0
         assert self._line(120) == 'ready'
 
     def start(self, module: str, *arguments: object, cwd: Path, log: Path, path: Sequence[Path] = ()) -> None:
-        """Run `module.main(arguments)` in `cwd`; what it says is added to `log`, `path` comes first in sys.path."""
+        """Run `module.main(arguments)` in `cwd`; what it says is added to `log`, `path` comes first in sys.path.
+
+        What a test has left running, cut off by its time limit, is ended first.
+        """
+        if self._running:
+            self._kill()
+            self.wait()
         command = {'module': module, 'argv': list(map(str, arguments)), 'cwd': str(cwd), 'log': str(log)}
         self._server.stdin.write(json.dumps({**command, 'path': list(map(str, path))}).encode() + b'\n')
         self.pid = int(self._line(30))
+        self._running = True
 
     def wait(self, seconds: float = 120) -> int:
         """Its exit code, negative for a signal, once it has ended.
@@ -53,7 +62,9 @@ class Forks:
         Raises:
             TimeoutError: it runs on.
         """
-        return os.waitstatus_to_exitcode(int(self._line(seconds).split()[1]))
+        status = int(self._line(seconds).split()[1])
+        self._running = False
+        return os.waitstatus_to_exitcode(status)
 
     def run(self, module: str, *arguments: object, cwd: Path, log: Path, path: Sequence[Path] = ()) -> float:
         """To its end, which must be exit code 0; the seconds it took."""
@@ -67,15 +78,21 @@ class Forks:
         try:
             code = self.wait(after)
         except TimeoutError:
-            os.killpg(self.pid, signal.SIGKILL)
+            self._kill()
             code = self.wait()
         assert code in (0, -signal.SIGKILL), code
         return code != 0
 
     def close(self) -> None:
+        if self._running:
+            self._kill()
         self._server.stdin.close()
         self._server.wait(30)
         self._server.stdout.close()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _line(self, seconds: float) -> str:
         deadline = time.monotonic() + seconds

@@ -64,7 +64,7 @@ def test_a_producer(value, photos, generator_file, monkeypatch, tell, tmp_path):
     seen = build(
         photos, tmp_path, {'producers': [{'type': 'generator', 'generator': GENERATOR, 'weights': generator_file}]}
     )
-    assert seen.code == 2 and 'producer generator failed at samples 0, 1, 2, 3: ' in seen.text, seen
+    assert seen.code == 2 and 'producer generator failed at samples 0, 1, 2, 3, 4, 5, 6, 7: ' in seen.text, seen
     assert not exists(tmp_path / 'set') or not list(Reader(tmp_path / 'set').keys())
     tell('picture of a producer (finpercep-build-fgr)', value, seen, seen.text)
 
@@ -124,7 +124,7 @@ def test_super_resolving(value, photos, generator_file, monkeypatch, tell, tmp_p
 
 
 def test_validation(value, options, monkeypatch, tell):
-    """What is no number is not measured as the black picture that it would be written as, and is the best no longer than it must."""
+    """What is no number is not measured as the black picture that it would be written as, and the next one is better."""
     opt = options('refl')
     opt['train'] |= {'monitor': {'every': 0}}
     opt['val']['val_freq'] = 2

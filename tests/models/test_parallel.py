@@ -15,13 +15,14 @@ import yaml
 
 pytest.importorskip('basicsr')
 pytest.importorskip('diffusers')
-from finpercep_plugin.cli.tiny_checkpoints import write  # noqa: E402
+from finpercep_plugin.cli.tiny_checkpoints import overrides, write  # noqa: E402
 from finpercep_plugin.config import ConfigError  # noqa: E402
 from finpercep_plugin.models.parallel import check_parallel, choose  # noqa: E402
 from finpercep_plugin.models.sharded_state import read_state  # noqa: E402
 from finpercep_plugin.report.experiment.events import read_scalars  # noqa: E402
 from finpercep_plugin.train import train_pipeline  # noqa: E402
 
+OPTIONS = Path(__file__).resolve().parents[2] / 'finpercep_plugin/options'
 WORKER = Path(__file__).with_name('parallel_worker.py')
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
 CASES = {  # case: algorithm, generator, options of the generator, of `train`
@@ -186,6 +187,25 @@ def test_a_loss_that_is_not_finite_on_one_process_is_skipped_by_all(case_options
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_shipped_file_of_the_largest_generator_is_sharded(fgr_set, tiny_rms, tmp_path, monkeypatch, python):
+    """As docs/parallel.md says, in bfloat16 with the text encoders on the CPU."""
+    monkeypatch.chdir(tmp_path)
+    made = {**write(tmp_path / 'made', ['dit4sr']), 'rm': {f'rm_{k}': tiny_rms[k] for k in range(3)}}
+    short = ['total_iter=2', 'ccl:stages=[1,0,1]', 'ccl:calibration=2', 'algorithm:steps=4', 'algorithm:k_start=2']
+    force = [*overrides(made, 'dit4sr'), 'num_gpu=0', 'generator:text_on_cpu=true', 'val:steps=2', 'val:val_freq=2']
+    force += [f'train:{word}' for word in (*short, 'algorithm:k_end=3', 'parallel=fsdp', 'monitor:samples=4')]
+    force += [f'datasets:{phase}:dataroot={fgr_set}' for phase in ('train', 'val')]
+    command = ['-m', 'finpercep_plugin.train', '-opt', OPTIONS / 'ccl_refl_dit4sr.yml', '--launcher', 'pytorch']
+    workers = ['datasets:train:num_worker_per_gpu=0', 'datasets:val:limit=1', 'logger:save_checkpoint_freq=1']
+    python(*TORCHRUN, *command, '--force_yml', *force, *workers, timeout=800)
+    folder = tmp_path / 'experiments/ccl_refl_dit4sr'
+    names = {file.name for file in (folder / 'training_states/2.0.shards').iterdir()}
+    assert names == {'.metadata', '__0_0.distcp', '__1_0.distcp'}, 'each process wrote its part'
+    assert {'net_g_latest.pth', 'generator_latest.pth'} < {file.name for file in (folder / 'models').iterdir()}
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_reward_models_grow_on_what_a_sharded_generator_makes(growing, python):
     opts = []
@@ -193,10 +213,14 @@ def test_reward_models_grow_on_what_a_sharded_generator_makes(growing, python):
         opts.append({**growing('refl'), 'name': f'growing_{parallel}'})
         opts[-1]['datasets']['train']['batch_size_per_gpu'] = 2
         opts[-1]['train'] |= {'parallel': parallel, 'monitor': {'every': 0}}
+        opts[-1]['train']['optim_g']['eps'] = 1e-3  # or Adam makes steps of rounding
     run(python, opts, 1400)
     one, other = (state(opt['name'], 4) for opt in opts)
     assert set(one['grown']) == set(other['grown']) == {1, 2} and other['ccl']['stage'] == one['ccl']['stage']
-    assert furthest(one['trained'], other['trained']) < 1e-5
+    step = furthest(one['trained'], state('growing_ddp', 2)['trained'])
+    assert furthest(one['trained'], other['trained']) < 0.01 * step, (
+        'pictures of 8 bits differ by rounding, and so do RM_k'
+    )
 
 
 @pytest.mark.slow
