@@ -8,7 +8,7 @@ from typing import Any, ContextManager, Dict, Literal, Mapping, Optional, Sequen
 import torch
 from torch import nn
 
-from finpercep_plugin.config import arguments, build
+from finpercep_plugin.config import ConfigError, arguments, build
 from finpercep_plugin.diffusion.prediction import Prediction, add_noise, to_eps
 from finpercep_plugin.diffusion.schedule import DiscreteSchedule, Kind, Spacing, alphas_cumprod, respaced_timesteps
 from finpercep_plugin.generators import lora
@@ -99,8 +99,10 @@ class TinyDiffusion(nn.Module):
             ConfigError: what is wrong with them, under `path`.network.
         """
         network = dict(options.get('network') or {})
-        arch = ARCHS.get(network.pop('type', 'FinPercepTinyDiffusion'))
-        arguments(arch, network, f'{path}.network')
+        name = network.pop('type', 'FinPercepTinyDiffusion')
+        if name not in ARCHS.names():
+            raise ConfigError([f'{path}.network.type: expected one of {", ".join(ARCHS.names())}, got {name!r:.80}'])
+        arguments(ARCHS.get(name), network, f'{path}.network')
 
     @classmethod
     def from_file(cls, path: Union[str, Path]) -> TinyDiffusion:

@@ -84,10 +84,9 @@ class Forks:
         return code != 0
 
     def close(self) -> None:
-        if self._running:
-            self._kill()
-        self._server.stdin.close()
+        self._server.kill()  # what it runs dies with it
         self._server.wait(30)
+        self._server.stdin.close()
         self._server.stdout.close()
 
     def _kill(self) -> None:
