@@ -21,6 +21,9 @@ WORDS = """`finpercep-score` against `python -m pyiqa.pyiqa_cmd`, each metric by
 tools/bench_score.py does the same at other sizes."""
 
 
+TOGETHER, WITH_RM = 'all of them in one call', 'all of them and a small FinPercep-RM in one call'
+
+
 def run(setup: Setup) -> Result:
     """Processor seconds; how many times as fast.
 
@@ -30,7 +33,7 @@ def run(setup: Setup) -> Result:
     count, side = (2, 64) if setup.quick else (200, 256)
     metrics = METRICS[:1] if setup.quick else METRICS
     rounds = 1 if setup.quick else max(1, setup.rounds - 1)
-    ours: dict[str, list[float]] = {m: [] for m in (*metrics, 'all')}
+    ours: dict[str, list[float]] = {m: [] for m in (*metrics, TOGETHER, WITH_RM)}
     theirs: dict[str, list[float]] = {m: [] for m in metrics}
     with tempfile.TemporaryDirectory(prefix='bench_score_') as name:
         folder = Path(name)
@@ -44,19 +47,15 @@ def run(setup: Setup) -> Result:
                 ours[metric].append(seconds)
                 if largest_difference(own[metric], peer) > 1e-6:
                     raise ValueError(f'{metric}: the scores differ by {largest_difference(own[metric], peer):g}')
-            ours['all'].append(timed(lambda: score_by_plugin(folder, 1, metrics, rm))[1][1])
+            ours[TOGETHER].append(timed(lambda: score_by_plugin(folder, 1, metrics))[1][1])
+            ours[WITH_RM].append(timed(lambda: score_by_plugin(folder, 1, metrics, rm))[1][1])
     figures = [
         figure(f'{m}, times as fast', f'pyiqa {m}', ours[m], theirs[m], goal='>= 2', faster=True) for m in metrics
     ]
     together = [sum(seconds) for seconds in zip(*theirs.values())]
-    figures.append(
-        figure(
-            'all of them and a small FinPercep-RM, times as fast',
-            'pyiqa, one after the other',
-            ours['all'],
-            together,
-            goal='>= 2',
-            faster=True,
-        )
-    )
+    peer = 'pyiqa, one after the other'
+    figures += [
+        figure(f'{name}, times as fast', peer, ours[name], together, goal='>= 2', faster=True)
+        for name in (TOGETHER, WITH_RM)
+    ]
     return Result(figures, sizes=f'{count} crops of {side} px, {rounds} rounds')

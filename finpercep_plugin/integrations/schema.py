@@ -34,7 +34,17 @@ DATASET |= {
     'pin_memory',
     'persistent_workers',
 }
-IO_BACKEND = {'type', 'db_paths', 'client_keys', 'readonly', 'lock', 'readahead', 'server_list_cfg', 'client_cfg', 'sys_path'}
+IO_BACKEND = {
+    'type',
+    'db_paths',
+    'client_keys',
+    'readonly',
+    'lock',
+    'readahead',
+    'server_list_cfg',
+    'client_cfg',
+    'sys_path',
+}
 REGISTRIES = {
     'ARCHS': 'ARCH_REGISTRY',
     'DATASETS': 'DATASET_REGISTRY',

@@ -121,12 +121,12 @@ def staged_schedule(ccl: CCLOptions) -> CCLSchedule:
 def _check_generator(opt: Mapping[str, Any], algorithm: Any) -> list[str]:
     """Whether the algorithm's settings fit the generator."""
     try:
-        algorithm.check(build_generator({**opt['generator'], 'weights': None}))
+        generator = build_generator({**opt['generator'], 'weights': None})
     except ConfigError as error:
         return error.problems
-    except ValueError as error:
-        return [f'$.train.algorithm: {error}']
-    return []
+    except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:  # what torch says of such a size
+        return [f'$.generator: it cannot be built: {str(error).splitlines()[0]}']
+    return [f'$.train.algorithm: {problem}' for problem in collect(lambda: algorithm.check(generator))]
 
 
 def _check_rewarded(opt: Mapping[str, Any], settings: RLTrainOptions, kind: str) -> list[str]:
