@@ -103,7 +103,9 @@ def _draw(lines: list[Series], title: str, file: Path) -> None:
         for line in lines:
             if line.y_name == quantity:
                 axes.plot(line.x, line.y, marker='o', label=line.name)
-        axes.set(xlabel=lines[0].x_name, ylabel=quantity, ylim=(0, None))
+        points = sorted({x for line in lines for x in line.x})
+        axes.set(xlabel=lines[0].x_name, ylabel=quantity, xticks=points, xticklabels=[f'{x:g}' for x in points])
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
         axes.legend(fontsize='small')
     picture.savefig(file, dpi=100)

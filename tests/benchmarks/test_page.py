@@ -1,10 +1,11 @@
 import dataclasses
 import json
+import subprocess
 
 import pytest
 
 from benchmarks import common, page, run
-from benchmarks.common import Figure, Result, Series, Setup, figure, in_turn, peak_memory
+from benchmarks.common import Figure, Result, Series, figure, in_turn, peak_memory
 
 
 def test_a_ratio_is_the_median_over_rounds():
@@ -81,9 +82,10 @@ def test_the_command_measures_in_a_process_and_keeps_what_others_found(tmp_path,
     out.write_text(json.dumps({'benchmarks': {}}))
     assert run.main(['startup', '--quick', '--rounds', '1', '--out', str(out), '--docs', str(tmp_path)]) == 0
     found = json.loads(out.read_text())['benchmarks']['startup']
-    assert [one['unit'] for one in found['figures']] == ['us', 'us'] and 'torch' in found['machine']
+    assert [one['unit'] for one in found['figures']] == ['us'] * 3 and 'torch' in found['machine']
     assert (
-        found['command'].startswith('python benchmarks/run.py startup') and 'an empty .pth' in capsys.readouterr().out
+        found['command'].startswith('python benchmarks/run.py startup')
+        and 'the least finder' in capsys.readouterr().out
     )
     assert '## Start of an unrelated Python process' in (tmp_path / 'performance.md').read_text()
     assert run.main(['--page', '--out', str(out), '--docs', str(tmp_path / 'again')]) == 0
@@ -97,8 +99,15 @@ def test_a_benchmark_that_fails_is_named(tmp_path, capsys):
     assert 'failed: loaders' in capsys.readouterr().err and not out.exists()
 
 
-def test_quick_startup_is_that_of_the_repository():
+def test_the_startup_of_a_kind_is_what_an_environment_runs(tmp_path):
     from benchmarks import startup
 
-    result = startup.run(Setup(rounds=1, quick=True))
-    assert all(0 < one.ours < 1e5 for one in result.figures)
+    first = {}
+    for number, kind in enumerate((startup.NONE, startup.PLUGIN, *startup.PEERS)):
+        python = startup._environment(tmp_path / str(number), kind)
+        code = 'import sys; print(getattr(sys.meta_path[0], "__name__", "none"), len(sys.meta_path))'
+        told = subprocess.run([python, '-c', code], capture_output=True, text=True, check=True, timeout=60)
+        first[kind] = told.stdout.split()
+    assert [first[kind][0] for kind in (startup.NONE, startup.PLUGIN)] == ['BuiltinImporter', 'BasicSRFinder']
+    added = [int(count) - int(first[startup.NONE][1]) for _, count in first.values()]
+    assert added[0] == 0 and min(added[1:4]) > 0 and added[4] == 0  # a virtual environment runs a .pth twice
