@@ -1,6 +1,6 @@
 """Measure, write the figures as JSON, and docs/performance.md from them.
 
-    python benchmarks/run.py                       # all, in less than a quarter of an hour on two cores
+    python benchmarks/run.py                       # all, in about twenty minutes on two cores
     python benchmarks/run.py grpo startup          # these; the figures of others stay as they are in --out
     python benchmarks/run.py --page                # measure nothing, write the page again
 
