@@ -8,7 +8,9 @@ import re
 import sys
 from typing import Any, Mapping
 
-__all__ = ['fit', 'forced', 'settle_seed', 'yaml_argument']
+from finpercep_plugin.config import ConfigError
+
+__all__ = ['check_forced', 'fit', 'forced', 'settle_seed', 'yaml_argument']
 
 _EXPONENT = re.compile(r'[-+]?\d+(\.\d*)?[eE][-+]?\d+')
 _log = logging.getLogger('finpercep_plugin')
@@ -24,12 +26,39 @@ def yaml_argument() -> str | None:
     return None
 
 
-def forced() -> dict[str, str]:
-    """The top-level keys of `--force_yml`, with the text given for them."""
+def _entries() -> list[str]:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('--force_yml', nargs='+', default=[])
-    entries = (entry.partition('=') for entry in parser.parse_known_args(sys.argv[1:])[0].force_yml)
+    return parser.parse_known_args(sys.argv[1:])[0].force_yml
+
+
+def forced() -> dict[str, str]:
+    """The top-level keys of `--force_yml`, with the text given for them."""
+    entries = (entry.partition('=') for entry in _entries())
     return {key.strip(): value.strip() for key, _, value in entries}
+
+
+def check_forced(raw: Mapping[str, Any]) -> None:
+    """Look for entries of `--force_yml` that BasicSR trips over.
+
+    Args:
+        raw: the content of the YAML file.
+
+    Raises:
+        ConfigError: one is not `key:key=value`, or belongs into a section that the file does not have.
+    """
+    problems = []
+    for entry in _entries():
+        keys = [key.strip() for key in entry.partition('=')[0].split(':')]
+        section: Any = raw
+        for key in keys[:-1]:
+            section = section.get(key) if isinstance(section, Mapping) else None
+        if entry.count('=') != 1:
+            problems.append(f'--force_yml: expected section:key=value, with one =, got {entry!r}')
+        elif not isinstance(section, Mapping):
+            problems.append(f'--force_yml {entry}: the YAML file has no section {":".join(keys[:-1])}; write it there')
+    if problems:
+        raise ConfigError(problems)
 
 
 def settle_seed(opt: dict[str, Any], raw: Mapping[str, Any]) -> None:

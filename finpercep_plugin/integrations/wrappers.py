@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from finpercep_plugin.integrations.fitting import fit, forced, settle_seed, yaml_argument
+from finpercep_plugin.integrations.fitting import check_forced, fit, forced, settle_seed, yaml_argument
 
 __all__ = [
     'add_jpg_compression',
@@ -41,6 +41,8 @@ def parse_options(original: Callable) -> Callable:
 
         sys.argv[1:] = [re.sub(r'^--local-rank\b', '--local_rank', a) for a in sys.argv[1:]]
         raw = check_yaml(yaml_argument())
+        if raw:
+            check_forced(raw)
         _yaml.clear()
         _yaml.update({**raw, **{k: v for k, v in forced().items() if k == 'num_gpu'}})
         result = original(_writable(root_path), *args, **kwargs)

@@ -3,6 +3,7 @@ import sys
 import pytest
 import torch
 
+from finpercep_plugin.config import ConfigError
 from finpercep_plugin.integrations import basicsr, fitting
 
 
@@ -63,3 +64,20 @@ def test_validation_keys_that_basicsr_takes_for_granted():
     foreign = {'model_type': 'SRModel', 'is_train': True, 'val': {}}
     fitting.fit(foreign)
     assert foreign['val'] == {}
+
+
+@pytest.mark.parametrize(
+    ('entry', 'said'),
+    [
+        ('dist_params:timeout=3', '--force_yml dist_params:timeout=3: the YAML file has no section dist_params'),
+        ('train:optim:lr=1', 'no section train:optim; write it there'),
+        ('name:x=1', 'no section name'),
+        ('name', "expected section:key=value, with one =, got 'name'"),
+        ('name=a=b', "with one =, got 'name=a=b'"),
+    ],
+)
+def test_forced_entries_that_basicsr_trips_over(entry, said, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['train.py', '-opt', 'x.yml', '--force_yml', 'name=y', 'train:lr=1', entry])
+    with pytest.raises(ConfigError) as caught:
+        fitting.check_forced({'name': 'x', 'train': {'optim_g': {}}})
+    assert len(caught.value.problems) == 1 and said in caught.value.problems[0]
