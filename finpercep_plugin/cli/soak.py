@@ -1,10 +1,11 @@
 """soak: scores and trains on a small setup for hours, each in a process of its own, and watches what they take.
 
-Every few seconds the memory (RSS), open files, threads and processor time of each process and of those it started are read
-from /proc, and how far it has come. "speed" is a second of the clock, "work_cpu" a second of processor time, which other
-programs on the machine disturb less. The first part is left out; a line through the means of ten blocks of what remains gives the slope
-an hour with its 95 % interval. "flat": the whole interval lies within what is allowed; "not flat": the whole interval lies
-outside it, on the bad side; "undecided": the run was too short to tell.
+Every few seconds the memory (resident, without what is mapped from files, which the system drops and reads again as it
+likes), open files, threads and processor time of each process and of those it started are read from /proc, and how far it
+has come. "speed" is a second of the clock, "work_cpu" a second of processor time, which other programs on the machine
+disturb less. The first part is left out; a line through the means of ten blocks of what remains gives the slope an hour
+with its 95 % interval. "flat": the whole interval lies within what is allowed; "not flat": the whole interval lies outside
+it, on the bad side; "undecided": the run was too short to tell.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ __all__ = ['Slope', 'judge', 'main', 'sample', 'slope']
 
 _BLOCKS, _QUANTILE = 10, 2.306  # 97.5 % of Student's t with 8 degrees of freedom
 _WARM = 0.2
-ALLOWED = {'rss_mb': (0.02, 5.0), 'files': (0.0, 1.0), 'threads': (0.0, 1.0)}
+ALLOWED = {'memory_mb': (0.02, 5.0), 'files': (0.0, 1.0), 'threads': (0.0, 1.0)}
 ALLOWED |= {'speed': (0.05, 0.0), 'work_cpu': (0.05, 0.0)}
 """{what: (share of its mean, absolute)} that it may change in an hour; the larger of the two."""
 
@@ -56,11 +57,11 @@ def sample(pid: int) -> dict[str, float]:
     Raises:
         OSError: it is gone.
     """
-    total = {'rss_mb': 0.0, 'files': 0.0, 'threads': 0.0, 'cpu': 0.0}
+    total = {'memory_mb': 0.0, 'files': 0.0, 'threads': 0.0, 'cpu': 0.0}
     pids = [pid]
     for one in pids:
         status = dict(line.partition(':')[::2] for line in Path(f'/proc/{one}/status').read_text().splitlines())
-        total['rss_mb'] += int(status['VmRSS'].split()[0]) / 1024 if 'VmRSS' in status else 0.0
+        total['memory_mb'] += sum(int(status.get(kind, '0').split()[0]) for kind in ('RssAnon', 'RssShmem')) / 1024
         total['threads'] += int(status['Threads'])
         total['files'] += len(os.listdir(f'/proc/{one}/fd'))
         ticks = (
@@ -139,7 +140,7 @@ def _slopes(samples: Sequence[dict[str, float]]) -> dict[str, Slope]:
     """Of each series, without the first part."""
     used = samples[int(_WARM * len(samples)) :]
     times = [one['time'] for one in used]
-    found = {name: judge(name, times, [one[name] for one in used]) for name in ('rss_mb', 'files', 'threads')}
+    found = {name: judge(name, times, [one[name] for one in used]) for name in ('memory_mb', 'files', 'threads')}
     for name, clock in (('speed', 'time'), ('work_cpu', 'cpu')):
         pace = [(b['done'] - a['done']) / max(b[clock] - a[clock], 0.01) for a, b in zip(used, used[1:])]
         found[name] = judge(name, times[1:], pace)
@@ -179,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 2
             print(f'{work}: {samples[-1]["done"]:.0f} done in {samples[-1]["time"]:.0f} s, {len(samples)} samples')
             for name, s in slopes.items():
-                print(f'  {name:8s} {s.mean:10.2f}  {s.slope:+.3f} [{s.low:+.3f}, {s.high:+.3f}] an hour: {s.verdict}')
+                print(f'  {name:9s} {s.mean:10.2f}  {s.slope:+.3f} [{s.low:+.3f}, {s.high:+.3f}] an hour: {s.verdict}')
             verdicts += [s.verdict for s in slopes.values()]
             result[work] = {'slopes': {name: asdict(s) for name, s in slopes.items()}, 'samples': samples}
     if args.json:

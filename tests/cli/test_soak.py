@@ -32,10 +32,10 @@ def test_the_interval_holds_the_true_slope_in_95_of_100():
 @pytest.mark.parametrize(
     ('name', 'growth', 'noise', 'verdict'),
     [
-        ('rss_mb', 1, 0.1, 'flat'),
-        ('rss_mb', 100, 0.1, 'not flat'),
-        ('rss_mb', -100, 0.1, 'flat'),
-        ('rss_mb', 0, 200, 'undecided'),
+        ('memory_mb', 1, 0.1, 'flat'),
+        ('memory_mb', 100, 0.1, 'not flat'),
+        ('memory_mb', -100, 0.1, 'flat'),
+        ('memory_mb', 0, 200, 'undecided'),
         ('files', 0, 0, 'flat'),
         ('files', 5, 0, 'not flat'),
         ('speed', -100, 0.1, 'not flat'),
@@ -67,7 +67,7 @@ def test_what_a_process_takes_is_seen():
     size = len(held)
     held.close()
     assert after['files'] - before['files'] == 7 and after['threads'] - before['threads'] == 1
-    assert 60 < after['rss_mb'] - before['rss_mb'] < 80 and size
+    assert 60 < after['memory_mb'] - before['memory_mb'] < 80 and size
 
 
 @pytest.mark.slow
@@ -80,5 +80,5 @@ def test_seconds_of_the_whole(tmp_path, capsys):
     told = json.loads((tmp_path / 's.json').read_text())
     for work in ('scoring', 'training'):
         assert f'{work}: ' in said and told[work]['samples'][-1]['done'] > told[work]['samples'][0]['done']
-        assert told[work]['slopes'].keys() == {'rss_mb', 'files', 'threads', 'speed', 'work_cpu'}
+        assert told[work]['slopes'].keys() == {'memory_mb', 'files', 'threads', 'speed', 'work_cpu'}
     assert not list(tmp_path.glob('soak_*'))
